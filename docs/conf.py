@@ -1,12 +1,16 @@
 """Configuration of the book; what depends on the language is set by ``_ext/site_html.py``."""
 
 import sys
+import warnings
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 
 import llm_study  # noqa: E402
+
+# The release for Python 3.11 still calls a method that Sphinx 10 will drop; Sphinx is pinned below 10.
+warnings.filterwarnings("ignore", module=r"sphinx_autodoc_typehints\._parser")
 
 author = "LLM Study contributors"
 copyright = "LLM Study contributors"
@@ -28,6 +32,7 @@ extensions = [
     "site_html",
     "site_i18n",
     "source_listing",
+    "termbase",
     "verified",
 ]
 exclude_patterns = ["_*", "figures", "data", "node_modules"]
