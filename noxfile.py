@@ -42,12 +42,8 @@ def run(session: nox.Session, *command: str, env: str = "docs-env", **variables:
 
 
 def sphinx(session: nox.Session, builder: str, lang: str, *options: str) -> None:
-    """The one place where sphinx-build is spelled out: nitpicky, warnings are errors, every one of them is shown."""
-    run(
-        session, "sphinx-build", "-b", builder, "-n", "-W", "--keep-going", "-q", "-j", "auto",
-        "-d", f"build/doctrees/{builder}-{lang}", "-D", f"language={LANGUAGES[lang]}",
-        *options, "docs", f"build/{builder}/{lang}",
-    )  # fmt: skip
+    """Build one language with one builder, strictly."""
+    run(session, "python", "docs/_tools/sphinx_build.py", builder, lang, *options)
 
 
 @nox.session(name="docs-env", default=False)
@@ -65,15 +61,15 @@ def tests_env(session: nox.Session) -> None:
     install(session, "tests")
 
 
-def build_site(session: nox.Session, *options: str) -> None:
+def build_site(session: nox.Session) -> None:
     """Bring build/site up to date; nothing is done where no input has changed."""
-    run(session, "python", "docs/_tools/site.py", *options)
+    run(session, "python", "docs/_tools/make_site.py")
 
 
 @nox.session(**in_docs_env)
 def site(session: nox.Session) -> None:
     """Build both languages and put them together, checked, in build/site."""
-    build_site(session, *session.posargs)
+    build_site(session)
 
 
 @nox.session(**in_tests_env)
@@ -88,6 +84,12 @@ def tests(session: nox.Session) -> None:
 def docs(session: nox.Session, lang: str) -> None:
     """Build the pages of one language."""
     sphinx(session, "html", lang, *session.posargs)
+
+
+@nox.session(name="docs-live", **in_docs_env)
+def docs_live(session: nox.Session) -> None:
+    """Show one language in a browser and reload while chapters or catalogs are edited: nox -s docs-live -- en."""
+    run(session, "python", "docs/_tools/live.py", *session.posargs)
 
 
 @nox.session(**in_docs_env)

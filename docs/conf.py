@@ -56,7 +56,7 @@ gettext_last_translator = gettext_language_team = ""
 doctest_test_doctest_blocks = ""
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-typehints_use_rtype = False
+typehints_use_rtype = True  # else the type becomes part of the message of "Returns"
 typehints_defaults = None
 always_use_bars_union = True
 copybutton_exclude = ".linenos, .gp, .go"
@@ -69,6 +69,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["lang.js"]
+html_favicon = "_static/favicon.svg"
 html_math_renderer = "katex"
 templates_path = ["_templates"]
 html_show_sphinx = False

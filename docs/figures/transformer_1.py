@@ -67,7 +67,7 @@ def architecture(plt: Any, _: Translate) -> Any:
     ax.norm_text = _("相加与归一化")
     left, right, first = 1.6, 6.0, 2.0
     for x, words, side in ((left, _("源句的词嵌入"), -1), (right, _("译文的词嵌入（右移一位）"), 1)):
-        _box(ax, x, 0, words, width=3.3)
+        _box(ax, x, 0, words, width=4.0)
         _arrow(ax, (x, 0.3), (x, first - 0.75))
         ax.text(x + side * 0.35, 0.78, _("＋ 位置编码"), ha="left" if side > 0 else "right", va="center")
     top = _stack(ax, left, [(_("自注意力"), MIX), (_("前馈网络"), LOCAL)], first, -1.75)
@@ -78,7 +78,6 @@ def architecture(plt: Any, _: Translate) -> Any:
     for x, low, high, side in ((left, first - 0.95, top + 0.5, -1), (right, first - 0.95, end + 0.5, 1)):
         ax.add_patch(plt.Rectangle((x - 2.05, low), 4.1, high - low, fill=False, edgecolor=NEUTRAL, linestyle=(0, (4, 3))))
         ax.text(x + side * 2.05, high + 0.22, "× N", ha="left" if side < 0 else "right", va="center")
-    ax.text(left, first - 1.62 + 6.2, "")
     for y, words in ((end + 1.25, _("线性层")), (end + 2.2, "softmax")):
         _box(ax, right, y, words)
     _arrow(ax, (right, end + 0.3), (right, end + 0.95))
@@ -105,7 +104,7 @@ def scale(plt: Any, _: Translate) -> Any:
             p = attention_weights(q, k, scale=factor(d))[:, 0, 0]
             largest[name].append(p.amax(-1).mean().item())
             norms[name].append(torch.linalg.matrix_norm(softmax_jacobian(p)).mean().item())
-    fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.1), layout="constrained")
+    fig, axes = plt.subplots(2, 1, figsize=(5.2, 5.6), layout="constrained")
     for ax, series, title in ((axes[0], largest, _("最大的权重")), (axes[1], norms, _("雅可比矩阵的范数"))):
         for (name, values), marker in zip(series.items(), "os^", strict=True):
             ax.plot(widths, values, marker=marker, label=name)
@@ -123,7 +122,7 @@ def masks(plt: Any, _: Translate) -> Any:
         _("填充，长度 4"): padding_mask(torch.tensor([4]), t)[0, 0].expand(t, t),
         _("前缀，长度 3"): prefix_mask(torch.tensor([3]), t)[0, 0],
     }
-    fig, axes = plt.subplots(1, 3, figsize=(7.4, 2.9), layout="constrained", sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(5.2, 2.3), layout="constrained", sharey=True)
     for ax, (title, mask) in zip(axes, panels.items(), strict=True):
         for i, j in mask.nonzero().tolist():
             ax.add_patch(plt.Rectangle((j - 0.45, i - 0.45), 0.9, 0.9, color=MIX))
@@ -147,7 +146,7 @@ def shapes(plt: Any, _: Translate) -> Any:
         (_("合并"), merge_heads(mixed).shape, True),
         (_("输出投影"), layer.o_proj(merge_heads(mixed)).shape, False),
     ]
-    fig, ax = plt.subplots(figsize=(7.4, 2.7))
+    fig, ax = plt.subplots(figsize=(5.4, 2.1))
     for n, (title, shape, coloured) in enumerate(steps):
         x0, apart = 16 * n, 3.2 if len(shape) == 4 else 0.0
         for h in range(H):
@@ -179,20 +178,20 @@ def _flops(T: int, D: int, H: int) -> tuple[int, int]:
 
 
 def cost(plt: Any, _: Translate) -> Any:
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.1), layout="constrained")
+    fig, (above, below) = plt.subplots(2, 1, figsize=(5.2, 5.8), layout="constrained")
     D, lengths = 512, [128, 256, 512, 1024, 2048, 4096]
     counts = [_flops(T, D, H=8) for T in lengths]
     for label, index, marker in ((_("四个投影"), 0, "s"), (_("分数与加权和"), 1, "o")):
         values = [c[index] / T / 1e6 for c, T in zip(counts, lengths, strict=True)]
-        left.plot(lengths, values, marker=marker, label=label)
-    left.axvline(2 * D, color=NEUTRAL, linestyle=":")
-    left.set(ylabel=_("百万次运算 / 词元"), title=_("计算量"))
+        above.plot(lengths, values, marker=marker, label=label)
+    above.axvline(2 * D, color=NEUTRAL, linestyle=":")
+    above.set(ylabel=_("百万次运算 / 词元"), title=_("计算量"))
     record = json.loads(RECORD.read_text("utf-8"))
     names = {"attention_reference": "^", "attention": "o", "causal_attention": "s"}
     for name, marker in names.items():
-        right.plot(record["lengths"], record["milliseconds"][name], marker=marker, label=name)
-    right.set(ylabel=_("毫秒"), title=_("实测的时间"), yscale="log")
-    for ax, ticks in ((left, lengths), (right, record["lengths"])):
+        below.plot(record["lengths"], record["milliseconds"][name], marker=marker, label=name)
+    below.set(ylabel=_("毫秒"), title=_("实测的时间"), yscale="log", yticks=[1, 10, 100], yticklabels=["1", "10", "100"])
+    for ax, ticks in ((above, lengths), (below, record["lengths"])):
         ax.set(xscale="log", xlabel=_("长度 T"))
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.minorticks_off()

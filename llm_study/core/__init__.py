@@ -1,0 +1,1 @@
+"""What everything else stands on, without tensors; import the module you need."""

@@ -1,0 +1,85 @@
+"""A module of the package imports only from the layers above its own (docs: "The package: layers"), and no oracle."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "llm_study"
+LAYERS = [
+    {"core"},
+    {"functional"},
+    {"nn", "tokenizers", "optim", "data"},
+    {"models", "quantization", "generation"},
+    {"peft", "evaluation"},
+    {"training"},
+    {"alignment"},
+    {"__main__", "check"},
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+ORACLES = {"transformers", "peft", "trl", "tokenizers", "tiktoken"}
+
+
+def imported(source: str) -> list[tuple[int, str]]:
+    """Return line and full name of everything that a source imports, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return sorted(found)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Return what a file of the package, such as ``nn/attention.py``, imports against the rules; one line for each."""
+    own = path.split("/")[0].removesuffix(".py")
+    if own not in LEVEL and own != "__init__":
+        return [f"{path}: {own} is in no layer: give it its place in LAYERS of tests/test_layers.py"]
+    lines = []
+    for line, name in imported(source):
+        top, part, *_ = [*name.split("."), ""]
+        if top in ORACLES:
+            lines.append(f"{path}:{line}: {top} is an oracle: import it in tests/ only")
+        elif not top:
+            lines.append(f"{path}:{line}: write the full name, llm_study.…, instead of {name}")
+        elif top == "llm_study" and part not in ("", "__version__") and LEVEL.get(part, 99) >= LEVEL.get(own, -1):
+            lines.append(f"{path}:{line}: {name} is in no layer above {own}: move what is shared up, or pass it in")
+    return lines
+
+
+def test_the_package_keeps_its_layers() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert files
+    assert [line for f in files for line in violations(f.relative_to(PACKAGE).as_posix(), f.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("nn/a.py", "from llm_study.functional.attention import attention\nimport torch, llm_study", ""),
+        ("__main__.py", "from llm_study import __version__, alignment", ""),
+        ("functional/a.py", "from llm_study.nn.attention import X", "functional/a.py:1: llm_study.nn.attention.X"),
+        ("functional/a.py", "\nimport llm_study.functional.b", "functional/a.py:2: llm_study.functional.b"),
+        ("nn/a.py", "from llm_study import optim", "nn/a.py:1: llm_study.optim is in no layer above nn"),
+        ("nn/a.py", "def f():\n    from llm_study.models import llama", "nn/a.py:2: llm_study.models.llama"),
+        ("core/a.py", "import llm_study.utils", "core/a.py:1: llm_study.utils is in no layer above"),
+        ("__init__.py", "import llm_study.core.checks", "__init__.py:1: llm_study.core.checks"),
+        ("core/a.py", "from . import checks", "core/a.py:1: write the full name"),
+        ("utils/a.py", "", "utils/a.py: utils is in no layer"),
+        ("alignment/a.py", "import trl.trainer", "alignment/a.py:1: trl is an oracle"),
+        ("tokenizers/a.py", "from tokenizers import Tokenizer", "tokenizers/a.py:1: tokenizers is an oracle"),
+    ],
+)
+def test_the_rules_see_what_breaks_them(path: str, source: str, found: str) -> None:
+    lines = violations(path, source)
+    assert len(lines) == bool(found)
+    assert "".join(lines).startswith(found)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, llm_study; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
