@@ -9,17 +9,24 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.default_venv_backend = "virtualenv"  # pip honors its own variables; that is how a machine gets torch's CPU build
+nox.options.default_venv_backend = (
+    "virtualenv"  # pip honors its own variables; that is how a machine gets torch's CPU build
+)
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["site"]
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-LANGUAGES = {row["path"]: row["code"] for row in tomllib.loads((ROOT / "docs/languages.toml").read_text("utf-8"))["language"]}
+LANGUAGES = {
+    row["path"]: row["code"] for row in tomllib.loads((ROOT / "docs/languages.toml").read_text("utf-8"))["language"]
+}
 NODE_MODULES = ROOT / "docs/node_modules/.package-lock.json"
 
 each_language = nox.parametrize("lang", list(LANGUAGES), ids=list(LANGUAGES))
-in_docs_env = {"python": False, "requires": ["docs-env"]}  # torch is large: one environment for all sessions of the docs,
+in_docs_env = {
+    "python": False,
+    "requires": ["docs-env"],
+}  # torch is large: one environment for all sessions of the docs,
 in_tests_env = {"python": False, "requires": ["docs-env", "tests-env"]}  # and one for all that test
 
 
@@ -96,5 +103,38 @@ def docs_live(session: nox.Session) -> None:
 @each_language
 def doctest(session: nox.Session, lang: str) -> None:
     """Run the code of every chapter as readers of one language see it."""
-    run(session, "python", "docs/_tools/po.py", "lint")
     sphinx(session, "doctest", lang, "-E", *session.posargs)
+    run(session, "python", "docs/_tools/doctest_counts.py")
+
+
+@nox.session(**in_tests_env)
+def lint(session: nox.Session) -> None:
+    """Check style and types of the code, and the rules for chapters."""
+    for command in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
+        run(session, *command, env="tests-env")
+    run(session, "sphinx-lint", "--enable", "all", "--disable", "line-too-long,leaked-markup", "docs", env="tests-env")
+    run(session, "python", "docs/_tools/chapters.py")
+
+
+@nox.session(name="po-update", **in_docs_env)
+def po_update(session: nox.Session) -> None:
+    """Refresh the catalogs from the sources; prints what is new, fuzzy or gone on each page."""
+    run(session, "python", "docs/_tools/po.py", "update", *session.posargs)
+
+
+@nox.session(name="po-lint", **in_docs_env)
+def po_lint(session: nox.Session) -> None:
+    """Check the catalogs: well formed, complete, up to date, and the same code on both sides."""
+    run(session, "python", "docs/_tools/po.py", "lint", *session.posargs)
+
+
+@nox.session(name="po-stat", **in_docs_env)
+def po_stat(session: nox.Session) -> None:
+    """Count what is translated on each page."""
+    run(session, "python", "docs/_tools/po.py", "stat", *session.posargs)
+
+
+@nox.session(**in_tests_env)
+def bench(session: nox.Session) -> None:
+    """Time what must be fast against its peers; a ratio above its budget fails."""
+    run(session, "python", "-m", "tests.bench", *session.posargs, env="tests-env")

@@ -1,5 +1,6 @@
 """Configuration of the book; what depends on the language is set by ``_ext/site_html.py``."""
 
+import doctest
 import sys
 import warnings
 from pathlib import Path
@@ -27,6 +28,7 @@ extensions = [
     # our own, one idea per file
     "external",
     "katex_math",
+    "line_breaks",
     "plot_figure",
     "search_grams",
     "site_html",
@@ -49,11 +51,13 @@ locale_dirs = ["../locale"]
 gettext_compact = False
 gettext_location = False
 gettext_uuid = False
-gettext_additional_targets = {"index", "literal-block", "doctest-block", "image"}
+gettext_additional_targets = {"index", "literal-block", "doctest-block"}
 gettext_last_translator = gettext_language_team = ""
 
 # Code: chapters use directives; the examples of docstrings run under pytest.
 doctest_test_doctest_blocks = ""
+doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1  # neither "..." nor the message of an error is a wild card
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 typehints_use_rtype = True  # else the type becomes part of the message of "Returns"

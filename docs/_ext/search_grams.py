@@ -43,12 +43,8 @@ class Grams(SearchLanguage):
     js_splitter_code = SCRIPT.read_text("utf-8")
 
     def split(self, input: str) -> list[str]:
-        """Return the terms of a text."""
+        """Return the terms of a text; Sphinx writes them in lower case."""
         return list(terms(input))
-
-    def stem(self, word: str) -> str:
-        """Return the word in lower case, its only other form that is found."""
-        return word.lower()
 
 
 class ChineseGrams(Grams):

@@ -25,7 +25,7 @@ MIX, LOCAL, NEUTRAL = "C0", "C1", "C7"
 RECORD = Path(__file__).parents[1] / "data" / "attention_time.json"
 
 
-def _box(ax: Any, x: float, y: float, text: str, color: str = NEUTRAL, width: float = 2.6) -> None:
+def _box(ax: Any, x: float, y: float, text: str, color: str = NEUTRAL, width: float = 3.1) -> None:
     style = {"boxstyle": "round,pad=0,rounding_size=0.12", "linewidth": 1.2}
     from matplotlib.patches import FancyBboxPatch
 
@@ -53,7 +53,7 @@ def _stack(ax: Any, x: float, boxes: list[tuple[str, str]], bottom: float, resid
         _box(ax, x, y, text, color)
         _arrow(ax, (x, y + 0.3), (x, y + 0.55))
         _box(ax, x, y + 0.85, boxes_norm(ax), NEUTRAL)
-        _arrow(ax, (x, y - 0.55), (x + residual, y - 0.55), (x + residual, y + 0.85), (x + 1.3 * (1 if residual > 0 else -1), y + 0.85))
+        _arrow(ax, (x, y - 0.55), (x + residual, y - 0.55), (x + residual, y + 0.85), (x + 1.55 * (1 if residual > 0 else -1), y + 0.85))
         y += 1.9
     return y - 1.05
 
@@ -70,11 +70,11 @@ def architecture(plt: Any, _: Translate) -> Any:
         _box(ax, x, 0, words, width=4.0)
         _arrow(ax, (x, 0.3), (x, first - 0.75))
         ax.text(x + side * 0.35, 0.78, _("＋ 位置编码"), ha="left" if side > 0 else "right", va="center")
-    top = _stack(ax, left, [(_("自注意力"), MIX), (_("前馈网络"), LOCAL)], first, -1.75)
+    top = _stack(ax, left, [(_("自注意力"), MIX), (_("前馈网络"), LOCAL)], first, -1.85)
     cross = first + 1.9
-    end = _stack(ax, right, [(_("因果自注意力"), MIX), (_("交叉注意力"), MIX), (_("前馈网络"), LOCAL)], first, 1.75)
-    _arrow(ax, (left, top + 0.3), (left, top + 0.75), (3.8, top + 0.75), (3.8, cross), (right - 1.3, cross))
-    ax.text(3.72, top + 0.98, _("键与值"), ha="center", va="center")
+    end = _stack(ax, right, [(_("因果自注意力"), MIX), (_("交叉注意力"), MIX), (_("前馈网络"), LOCAL)], first, 1.85)
+    _arrow(ax, (left, top + 0.3), (left, top + 0.75), (3.8, top + 0.75), (3.8, cross), (right - 1.55, cross))
+    ax.text((left + 3.8) / 2, top + 1.0, _("键与值"), ha="center", va="center")
     for x, low, high, side in ((left, first - 0.95, top + 0.5, -1), (right, first - 0.95, end + 0.5, 1)):
         ax.add_patch(plt.Rectangle((x - 2.05, low), 4.1, high - low, fill=False, edgecolor=NEUTRAL, linestyle=(0, (4, 3))))
         ax.text(x + side * 2.05, high + 0.22, "× N", ha="left" if side < 0 else "right", va="center")

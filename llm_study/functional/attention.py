@@ -217,7 +217,7 @@ def attention_backward(
         scale: factor on the scores. Default: ``Dk ** -0.5``.
 
     Returns:
-        ``(B, H, T, Dk)``, ``(B, K, S, Dk)`` and ``(B, K, S, Dv)``: the gradients of ``q``, ``k`` and ``v``. A query
+        ``(B, H, T, Dk)``, ``(B, K, S, Dk)`` and ``(B, K, S, Dv)``, the gradients of ``q``, ``k`` and ``v``. A query
         that may attend nowhere gets a gradient of zero and adds nothing to the others.
 
     Raises:

@@ -189,5 +189,18 @@ def test_english_code_needs_no_entry(book):
     assert json.loads(built.read("counts.json")) == {"index": 2}
 
 
+def test_examples_are_counted_page_by_page(book):
+    text = block(">>> 1\n1\n>>> 2\n2")
+    files = {
+        "index.rst": HEAD + text,
+        "a.rst": ":orphan:\n\n" + HEAD + text + block("print(3)", name="testcode") + block("3", name="testoutput"),
+    }
+    assert json.loads(book({**files, "z.rst": ":orphan:\n\n" + HEAD}, **CONF).read("counts.json")) == {
+        "a": 3,
+        "index": 2,
+        "z": 0,
+    }
+
+
 def test_a_failing_example_fails_the_build(book):
     assert run(book, block(">>> 1 + 1\n3"), {}, "zh_CN").app.statuscode == 1

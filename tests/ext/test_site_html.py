@@ -161,6 +161,7 @@ def test_hosts_spell_links_in_their_own_way(url: str, view: str, edit: str) -> N
         ("general/x", "zh_CN", "docs/general/x.rst"),
         ("general/x", "en", "locale/en/LC_MESSAGES/general/x.po"),
         ("general/new", "en", "docs/general/new.rst"),
+        ("general/stray", "zh_CN", "docs/general/stray.rst"),
         ("api/m", "en", "llm_study/m.py"),
         ("api/m", "zh_CN", "locale/zh_CN/LC_MESSAGES/api/m.po"),
         ("api/p", "en", "llm_study/p/__init__.py"),
@@ -172,6 +173,7 @@ def test_each_page_has_its_own_source(tmp_path: Path, page: str, language: str, 
         "docs/general/x.rst": "", "docs/general/new.rst": "", "docs/api/index.rst": "API\n===\n",
         "docs/api/m.rst": "m\n=\n\n.. automodule:: llm_study.m\n", "docs/api/p.rst": ".. automodule:: llm_study.p\n",
         "llm_study/m.py": "", "llm_study/p/__init__.py": "",
+        "docs/general/stray.rst": "", "locale/zh_CN/LC_MESSAGES/general/stray.po": "",
         "locale/en/LC_MESSAGES/general/x.po": "", "locale/zh_CN/LC_MESSAGES/api/m.po": "",
     }  # fmt: skip
     for name, text in files.items():

@@ -1,0 +1,50 @@
+"""Recorded runs say how they were made, and their beginning can be repeated."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parents[2] / "docs"
+RECORDS = sorted((DOCS / "data").glob("*.json"))
+
+
+def script_of(record: dict) -> ModuleType:
+    path = DOCS.parent / record["script"]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_says_how_it_was_made(path):
+    record = json.loads(path.read_text("utf-8"))
+    assert {"script", "seed", "versions", "commit", "machine"} <= record.keys()
+    assert {"llm_study", "torch", "python"} <= record["versions"].keys()
+    assert len(record["commit"]) == 40
+    assert script_of(record).SEED == record["seed"]
+
+
+def test_attention_time_was_measured_on_the_functions_of_today():
+    record = json.loads((DOCS / "data/attention_time.json").read_text("utf-8"))
+    script = script_of(record)
+    assert record["sizes"] == script.SIZES
+    assert record["lengths"] == script.LENGTHS
+    for length, checksum in record["checksums"].items():
+        outputs = script.outputs(int(length))
+        assert outputs.keys() == record["milliseconds"].keys()
+        reference = outputs["attention_reference"]
+        assert reference.abs().sum().item() == pytest.approx(checksum, rel=1e-5)
+        for output in outputs.values():
+            torch.testing.assert_close(output, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_measuring_times_every_function_once_per_length():
+    script = script_of({"script": "docs/figures/record_attention_time.py"})
+    times = script.measure(16)
+    assert times.keys() == script.functions(16).keys()
+    assert all(milliseconds > 0 for milliseconds in times.values())
