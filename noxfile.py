@@ -1,4 +1,4 @@
-"""Sessions of the book: ``nox -l`` lists them, ``nox -s site`` builds both languages, ``nox -s tests`` proves everything."""
+"""Sessions of the book: ``nox -l`` lists them, ``nox -s site`` builds both languages, ``nox -s tests`` proves all."""
 
 import hashlib
 import os

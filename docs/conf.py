@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS / "_tools"), str(DOCS.parent)]
 
 import llm_study  # noqa: E402
 
@@ -33,6 +33,7 @@ extensions = [
     "search_grams",
     "site_html",
     "site_i18n",
+    "sound_catalogs",
     "source_listing",
     "termbase",
     "verified",

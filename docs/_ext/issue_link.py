@@ -1,0 +1,42 @@
+"""``:issue:`open an issue``` leads to the form for it where the address of the repository is known, else it is text.
+
+Like the link at the foot of each page it is made when the page is written: the address depends on where that happens.
+"""
+
+import os
+from typing import Any
+
+from addresses import repository
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxRole
+from sphinx.util.typing import ExtensionMetadata
+
+
+class Issue(SphinxRole):
+    """The words that are to become a link."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return them with a mark."""
+        return [nodes.inline(self.rawtext, self.text, issue_link=True)], []
+
+
+class Link(SphinxPostTransform):
+    """Makes the links."""
+
+    default_priority = 5
+
+    def run(self, **kwargs: Any) -> None:
+        """Replace the words by a link, if there is an address."""
+        marked = [node for node in self.document.findall(nodes.inline) if "issue_link" in node]
+        if marked and (found := repository(os.environ)):
+            for node in marked:
+                node.replace_self(nodes.reference("", node.astext(), refuri=found.report(""), internal=False))
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the role and what makes the links."""
+    app.add_role("issue", Issue())
+    app.add_post_transform(Link)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
