@@ -27,6 +27,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     # our own, one idea per file
     "external",
+    "field_dashes",
     "katex_math",
     "line_breaks",
     "plot_figure",

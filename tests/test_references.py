@@ -21,7 +21,11 @@ def identifiers(entry: Entry) -> list[str]:
         wrong.append(f"doi {fields['doi']!r}")
     if "eprint" in fields and not ARXIV.fullmatch(fields["eprint"]):
         wrong.append(f"eprint {fields['eprint']!r}")
-    if "eprint" in fields and fields.get("url", "").startswith("https://arxiv.org") and fields["eprint"] not in fields["url"]:
+    if (
+        "eprint" in fields
+        and fields.get("url", "").startswith("https://arxiv.org")
+        and fields["eprint"] not in fields["url"]
+    ):
         wrong.append("url and eprint of different papers")
     return wrong
 

@@ -70,7 +70,9 @@ class Roadmap(SphinxDirective):
             titles = [part.chapters[docname] for docname, page in pages.items() if not is_written(page)]
             if titles:
                 box += self.text(nodes.rubric, part.title)
-                box += nodes.bullet_list("", *[nodes.list_item("", self.text(nodes.paragraph, text)) for text in titles])
+                box += nodes.bullet_list(
+                    "", *[nodes.list_item("", self.text(nodes.paragraph, text)) for text in titles]
+                )
         return [box]
 
     def text(self, kind: type[nodes.TextElement], title: str) -> nodes.TextElement:

@@ -59,6 +59,10 @@ def place(source: str) -> str:
     return source.partition(":docstring of ")[2] or Path(source).name.replace(" ", "-")
 
 
+OURS = {"Listing %s", "References"}
+"""What Sphinx has in Chinese, but not as a book says it; the never-rendered template of theme strings lists them too."""
+
+
 def sphinx_translates(language: str) -> set[str]:
     """Return the messages that Sphinx itself has in a language."""
     path = Path(package_dir, "locale", language, "LC_MESSAGES", "sphinx.mo")
@@ -99,7 +103,7 @@ class Templates(MessageCatalogBuilder):
 
     def finish(self) -> None:
         """Write one template per domain that has anything to translate."""
-        theirs = sphinx_translates(self.config.language)
+        theirs = sphinx_translates(self.config.language) - OURS
         for message in [message for message in self.catalogs["sphinx"].metadata if message in theirs]:
             del self.catalogs["sphinx"].metadata[message]
         for domain, catalog in sorted(self.catalogs.items()):

@@ -33,7 +33,9 @@ def read_terms(path: Path) -> dict[str, Term]:
     """Return the rows of the table by their Chinese term."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        terms = [Term(row["zh"], tuple(form.strip() for form in row["en"].split(";")), row["note"] or "") for row in rows]
+        terms = [
+            Term(row["zh"], tuple(form.strip() for form in row["en"].split(";")), row["note"] or "") for row in rows
+        ]
     return {term.zh: term for term in terms}
 
 

@@ -18,7 +18,9 @@ Runs = dict[str, dict[str, int]]
 def current_runs(root: Path) -> Runs:
     """Return examples by page by language, of the runs that are newer than every chapter."""
     changed = max(path.stat().st_mtime for path in (root / "docs").rglob("*.rst") if "node_modules" not in path.parts)
-    files = {row.path: root / f"build/doctest/{row.path}/counts.json" for row in load(root / "docs/languages.toml").values()}
+    files = {
+        row.path: root / f"build/doctest/{row.path}/counts.json" for row in load(root / "docs/languages.toml").values()
+    }
     return {
         path: json.loads(file.read_text("utf-8"))
         for path, file in files.items()

@@ -69,7 +69,11 @@ def main() -> None:
         "seed": SEED,
         "rounds": ROUNDS,
         "sizes": SIZES,
-        "versions": {"llm_study": llm_study.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "llm_study": llm_study.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "commit": commit,
         "machine": {"system": platform.system(), "cpu": platform.machine(), "threads": torch.get_num_threads()},
         "lengths": LENGTHS,

@@ -47,7 +47,9 @@ def seconds(page: Path) -> float:
     command = [sys.executable, "-X", "utf8", "-m", "doctest", str(page)]
     done = subprocess.run(command, cwd=DOCS.parent, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{page}: expected examples that pass, found a failure; run doctest\n{done.stdout}{done.stderr}")
+        raise ValueError(
+            f"{page}: expected examples that pass, found a failure; run doctest\n{done.stdout}{done.stderr}"
+        )
     return time.perf_counter() - start
 
 
@@ -66,7 +68,11 @@ def main() -> None:
         "script": f"docs/figures/{Path(__file__).name}",
         "seed": SEED,
         "rounds": ROUNDS,
-        "versions": {"llm_study": llm_study.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "llm_study": llm_study.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "commit": commit,
         "machine": {"system": platform.system(), "cpu": platform.machine(), "threads": THREADS},
         "chapters": {name: measure(DOCS / f"{name}.rst") for name in written(DOCS, plan(DOCS))},

@@ -29,7 +29,9 @@ def _box(ax: Any, x: float, y: float, text: str, color: str = NEUTRAL, width: fl
     style = {"boxstyle": "round,pad=0,rounding_size=0.12", "linewidth": 1.2}
     from matplotlib.patches import FancyBboxPatch
 
-    ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.3), width, 0.6, facecolor=(*_rgb(color), 0.22), edgecolor=color, **style))
+    ax.add_patch(
+        FancyBboxPatch((x - width / 2, y - 0.3), width, 0.6, facecolor=(*_rgb(color), 0.22), edgecolor=color, **style)
+    )
     ax.text(x, y, text, ha="center", va="center")
 
 
@@ -42,7 +44,9 @@ def _rgb(color: str) -> tuple[float, float, float]:
 def _arrow(ax: Any, *points: tuple[float, float]) -> None:
     xs, ys = zip(*points, strict=True)
     ax.plot(xs[:-1], ys[:-1], color=NEUTRAL, linewidth=1.2, solid_capstyle="round")
-    ax.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": NEUTRAL, "linewidth": 1.2, "shrinkA": 0})
+    ax.annotate(
+        "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": NEUTRAL, "linewidth": 1.2, "shrinkA": 0}
+    )
 
 
 def _stack(ax: Any, x: float, boxes: list[tuple[str, str]], bottom: float, residual: float) -> float:
@@ -53,7 +57,13 @@ def _stack(ax: Any, x: float, boxes: list[tuple[str, str]], bottom: float, resid
         _box(ax, x, y, text, color)
         _arrow(ax, (x, y + 0.3), (x, y + 0.55))
         _box(ax, x, y + 0.85, boxes_norm(ax), NEUTRAL)
-        _arrow(ax, (x, y - 0.55), (x + residual, y - 0.55), (x + residual, y + 0.85), (x + 1.55 * (1 if residual > 0 else -1), y + 0.85))
+        _arrow(
+            ax,
+            (x, y - 0.55),
+            (x + residual, y - 0.55),
+            (x + residual, y + 0.85),
+            (x + 1.55 * (1 if residual > 0 else -1), y + 0.85),
+        )
         y += 1.9
     return y - 1.05
 
@@ -76,7 +86,9 @@ def architecture(plt: Any, _: Translate) -> Any:
     _arrow(ax, (left, top + 0.3), (left, top + 0.75), (3.8, top + 0.75), (3.8, cross), (right - 1.55, cross))
     ax.text((left + 3.8) / 2, top + 1.0, _("键与值"), ha="center", va="center")
     for x, low, high, side in ((left, first - 0.95, top + 0.5, -1), (right, first - 0.95, end + 0.5, 1)):
-        ax.add_patch(plt.Rectangle((x - 2.05, low), 4.1, high - low, fill=False, edgecolor=NEUTRAL, linestyle=(0, (4, 3))))
+        ax.add_patch(
+            plt.Rectangle((x - 2.05, low), 4.1, high - low, fill=False, edgecolor=NEUTRAL, linestyle=(0, (4, 3)))
+        )
         ax.text(x + side * 2.05, high + 0.22, "× N", ha="left" if side < 0 else "right", va="center")
     for y, words in ((end + 1.25, _("线性层")), (end + 2.2, "softmax")):
         _box(ax, right, y, words)
@@ -190,7 +202,9 @@ def cost(plt: Any, _: Translate) -> Any:
     names = {"attention_reference": "^", "attention": "o", "causal_attention": "s"}
     for name, marker in names.items():
         below.plot(record["lengths"], record["milliseconds"][name], marker=marker, label=name)
-    below.set(ylabel=_("毫秒"), title=_("实测的时间"), yscale="log", yticks=[1, 10, 100], yticklabels=["1", "10", "100"])
+    below.set(
+        ylabel=_("毫秒"), title=_("实测的时间"), yscale="log", yticks=[1, 10, 100], yticklabels=["1", "10", "100"]
+    )
     for ax, ticks in ((above, lengths), (below, record["lengths"])):
         ax.set(xscale="log", xlabel=_("长度 T"))
         ax.set_xticks(ticks, [str(t) for t in ticks])

@@ -20,18 +20,18 @@ from llm_study.core.checks import (
 )
 
 __all__ = [
-    "attention",
-    "attention_backward",
     "attention_reference",
-    "attention_weights",
+    "attention",
     "causal_attention",
-    "causal_mask",
+    "attention_weights",
+    "attention_backward",
     "masked_softmax",
-    "merge_heads",
+    "softmax_jacobian",
+    "causal_mask",
     "padding_mask",
     "prefix_mask",
-    "softmax_jacobian",
     "split_heads",
+    "merge_heads",
 ]
 
 
@@ -436,7 +436,7 @@ def merge_heads(x: Tensor) -> Tensor:
         x: ``(B, H, T, Dh)`` outputs of the heads.
 
     Returns:
-        ``(B, T, H * Dh)``.
+        ``(B, T, H * Dh)``, the heads side by side.
 
     Raises:
         ValueError: if ``x`` has not four dimensions.

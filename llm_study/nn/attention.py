@@ -85,7 +85,7 @@ class MultiHeadAttention(nn.Module):
             mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. Default: everywhere.
 
         Returns:
-            ``(B, T, D)``.
+            ``(B, T, D)``, one vector for each position of ``x``.
 
         Raises:
             ValueError: if ``x`` or ``context`` is not three-dimensional of width ``D``, their batch sizes differ, or

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 def main(*names: str) -> int:
     """Run the benchmarks, record their rows in build/bench.json, and return 1 if one is over its budget."""
-    names = names or tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
+    names = names or tuple(
+        sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    )
     rows = [row for name in names for row in importlib.import_module(f"tests.bench.bench_{name}").main()]
     record = {"machine": platform.processor() or platform.machine(), "python": platform.python_version(), "rows": rows}
     (ROOT / "build").mkdir(exist_ok=True)

@@ -55,14 +55,19 @@ def book(tmp_path: Path) -> Book:
         for name, text in files.items():
             _write(docs / name, text)
         for page, entries in (catalogs or {}).items():
-            _write(tmp_path / f"locale/{language}/LC_MESSAGES/{page}.po", entries if isinstance(entries, str) else po(entries))
+            _write(
+                tmp_path / f"locale/{language}/LC_MESSAGES/{page}.po",
+                entries if isinstance(entries, str) else po(entries),
+            )
         out, status, warning = tmp_path / builder / language, io.StringIO(), io.StringIO()
         overrides = {
             "language": language, "locale_dirs": ["../locale"], "gettext_compact": False, "nitpicky": True,
             "gettext_additional_targets": ["index", "literal-block", "doctest-block", "image"],
             "root_doc": "index", **conf,
         }  # fmt: skip
-        if {"sphinx.ext.doctest", "verified"} & set(conf.get("extensions", [])):  # elsewhere the name is unknown, and warns
+        if {"sphinx.ext.doctest", "verified"} & set(
+            conf.get("extensions", [])
+        ):  # elsewhere the name is unknown, and warns
             overrides.setdefault("doctest_test_doctest_blocks", "")
         translators.clear()  # each build has a process of its own, elsewhere
         with patch_docutils(str(docs)), docutils_namespace():

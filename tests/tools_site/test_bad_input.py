@@ -70,7 +70,12 @@ def make(root: Path) -> subprocess.CompletedProcess[str]:
 
 DEFECTS = {
     "a formula that KaTeX cannot read": ("docs/index.rst", ":math:`x^2`", r":math:`\frac{1`", ["index.rst:6", "katex"]),
-    "a missing citation": ("docs/index.rst", "vaswani2017attention", "nobody1900nothing", ["index.rst:6", "nobody1900"]),
+    "a missing citation": (
+        "docs/index.rst",
+        "vaswani2017attention",
+        "nobody1900nothing",
+        ["index.rst:6", "nobody1900"],
+    ),
     "an unknown label": ("docs/index.rst", "得", "见 :ref:`nowhere`，得", ["index.rst:6", "nowhere"]),
     "a figure that raises": (
         "docs/figures/small.py",
