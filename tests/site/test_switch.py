@@ -38,10 +38,15 @@ def test_switch_keeps_page_and_section(
     page.goto(f"{base}zh/{chapter}")
     anchor = sections(page)[1]
     page.goto(f"{base}zh/{chapter}#{anchor}")
+    heading = page.locator(f"[id='{anchor}'] > :is(h1, h2, h3)")
+    expect(
+        heading
+    ).to_be_in_viewport()  # the browser scrolls smoothly, and what is on the way would be taken for the place
     expect(switch(page)).to_be_in_viewport()
     switch(page).click()
     page.wait_for_url(f"{base}en/{chapter}#{anchor}")
     assert page.evaluate("document.documentElement.lang") == "en"
+    expect(heading).to_be_in_viewport()
     switch(page).click()
     page.wait_for_url(f"{base}zh/{chapter}#{anchor}")
     page.close()
