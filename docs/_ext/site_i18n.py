@@ -60,7 +60,7 @@ def place(source: str) -> str:
 
 
 OURS = {"Listing %s", "References"}
-"""What Sphinx has in Chinese, but not as a book says it; the never-rendered template of theme strings lists them too."""
+"""What Sphinx has in Chinese, but not as a book says it. ``strings.html`` lists them too."""
 
 
 def sphinx_translates(language: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Record how long attention takes: ``python docs/figures/record_attention_time.py`` writes docs/data/attention_time.json.
+"""Record how long attention takes, in docs/data/attention_time.json: run it as a script from the root of the project.
 
 The functions take turns in each round, and the fastest round of each counts, so that a busy moment of the machine
 does not fall on one of them alone.
