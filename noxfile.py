@@ -134,6 +134,12 @@ def po_stat(session: nox.Session) -> None:
     run(session, "python", "docs/_tools/po.py", "stat", *session.posargs)
 
 
+@nox.session(**in_docs_env)
+def mutants(session: nox.Session) -> None:
+    """Change each verifying doctest in one place at a time; a check that no change makes fail is reported."""
+    run(session, "python", "docs/_tools/mutants.py", *session.posargs)
+
+
 @nox.session(**in_tests_env)
 def bench(session: nox.Session) -> None:
     """Time what must be fast against its peers; a ratio above its budget fails."""

@@ -28,15 +28,20 @@ extensions = [
     # our own, one idea per file
     "external",
     "field_dashes",
+    "issue_link",
     "katex_math",
+    "latest_updates",
     "line_breaks",
     "plot_figure",
+    "roadmap",
     "search_grams",
     "site_html",
     "site_i18n",
     "sound_catalogs",
     "source_listing",
+    "term_hints",
     "termbase",
+    "translation_status",
     "verified",
 ]
 exclude_patterns = ["_*", "figures", "data", "node_modules"]

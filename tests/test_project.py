@@ -33,7 +33,7 @@ REGISTRIES = [
     "tuna." + "tsinghua", "mirrors." + "aliyun",
 ]  # fmt: skip
 """Whoever builds chooses where packages come from. Written in two parts, for this file is searched too."""
-MACHINE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|work)/(?!ann/)[\w.]|[A-Z]:\\\\?Users\\|\.\./" + "shared")
+MACHINE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|work)/(?!ann/)[\w.]|[A-Z]:\\\\?Users\\")
 """A path that exists on one machine only. Ann, of whom some tests speak, has none."""
 
 WAIVERS = {

@@ -1,4 +1,4 @@
-"""``:issue:`open an issue``` leads to the form for it where the address of the repository is known, else it is text.
+"""``:issue:`open an issue <docs/index.rst>``` leads to the form for it, about this file; without an address it is text.
 
 Like the link at the foot of each page it is made when the page is written: the address depends on where that happens.
 """
@@ -10,16 +10,16 @@ from addresses import repository
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import ReferenceRole
 from sphinx.util.typing import ExtensionMetadata
 
 
-class Issue(SphinxRole):
+class Issue(ReferenceRole):
     """The words that are to become a link."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return them with a mark."""
-        return [nodes.inline(self.rawtext, self.text, issue_link=True)], []
+        return [nodes.inline(self.rawtext, self.title, issue_about=self.target)], []
 
 
 class Link(SphinxPostTransform):
@@ -29,10 +29,11 @@ class Link(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Replace the words by a link, if there is an address."""
-        marked = [node for node in self.document.findall(nodes.inline) if "issue_link" in node]
+        marked = [node for node in self.document.findall(nodes.inline) if "issue_about" in node]
         if marked and (found := repository(os.environ)):
             for node in marked:
-                node.replace_self(nodes.reference("", node.astext(), refuri=found.report(""), internal=False))
+                address = found.report(f"{node['issue_about']}: ")
+                node.replace_self(nodes.reference("", node.astext(), refuri=address, internal=False))
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

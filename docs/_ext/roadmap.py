@@ -1,8 +1,8 @@
 """What is written and what is to come, so that the landing page cannot disagree with the book.
 
-``docs/data/chapters.toml`` lists every planned chapter. ``.. roadmap::`` shows those without a page; the landing page has
-a card for each of the others, recognized by the measured time on it, the role ``:running-time:`general/transformer_1```.
-A page that is not planned, a heading that is not the planned title and a chapter without a card fail the build.
+``docs/data/chapters.toml`` lists every planned chapter. ``.. roadmap::`` shows those without a page; the landing page
+has a card for each of the others, recognized by the measured time on it, ``:running-time:`general/transformer_1```. A
+page that is not planned, a heading that is not the planned title and a chapter without a card fail the build.
 """
 
 import json

@@ -42,9 +42,7 @@ def per_language(app: Sphinx, config: Config) -> None:
     """Set what depends on the language; ``-D language=…`` is applied only after conf.py has run."""
     languages = load()
     if config.language not in languages:
-        raise ConfigError(
-            f"docs/languages.toml: expected a row for language {config.language!r}, found {list(languages)}"
-        )
+        return  # the catalogs of a language may be made before it has a row
     row = languages[config.language]
     try:
         base = site_url(os.environ)
@@ -54,6 +52,15 @@ def per_language(app: Sphinx, config: Config) -> None:
     config.html_baseurl = f"{base}{row.path}/" if base else ""
     config.epub_language = row.tag  # "zh_CN" is no language tag of EPUB
     config.epub_basename = f"book-{row.path}"
+
+
+def known_language(app: Sphinx) -> None:
+    """Refuse to make pages in a language that is not in the table."""
+    languages = load()
+    if app.config.language not in languages and app.builder.name != "gettext":
+        raise ConfigError(
+            f"docs/languages.toml: expected a row for language {app.config.language!r}, found {list(languages)}"
+        )
 
 
 def context(
@@ -164,6 +171,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(UniqueIds)
     handlers: dict[str, tuple[Callable[..., Any], int]] = {
         "config-inited": (per_language, 500),
+        "builder-inited": (known_language, 500),
         "env-updated": (refresh_sidebars, 900),
         "html-page-context": (context, 900),  # after Furo, which makes the navigation
     }

@@ -50,8 +50,9 @@ class TermDirective(SphinxDirective):
 
     def words(self, term: Term) -> list[nodes.inline]:
         """Return the term in the language of the page, then in the other."""
-        chinese = nodes.inline(term.zh, term.zh, translatable=False, lang=load()[BOOK].tag)
-        english = nodes.inline("", ", ".join(term.en), translatable=False, lang="en")
+        # no inline node may say "translatable": Sphinx would dissolve it and put its text at the end
+        chinese = nodes.inline("", term.zh, classes=[f"language-{load()[BOOK].tag}"])
+        english = nodes.inline("", ", ".join(term.en), classes=["language-en"])
         return [chinese, english] if self.config.language == BOOK else [english, chinese]
 
 

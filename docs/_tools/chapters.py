@@ -166,6 +166,37 @@ def punctuation(chapter: Chapter) -> Iterator[Finding]:
             )
 
 
+@rule
+def quotes(chapter: Chapter) -> Iterator[Finding]:
+    """Quotation marks are curly and come in pairs."""
+    for line, text in chapter.prose():
+        if found := re.search(r"[\"＂「」『』]", text):
+            yield chapter.finding(line, "rst-quotes", "“…”", repr(found[0]), "write “ and ”")
+        elif re.sub(r"[^“”]", "", text).replace("“”", ""):
+            yield chapter.finding(line, "rst-quotes", "“ and ” in pairs", excerpt(text), "close what is open")
+
+
+@rule
+def full_width(chapter: Chapter) -> Iterator[Finding]:
+    """Letters and digits are half-width; dashes and ellipses are Chinese."""
+    pattern = re.compile(rf"[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\u3000]|{IDEOGRAPH}(?:\.\.\.|--+|…)|。。")
+    for line, text in chapter.prose():
+        if found := pattern.search(text.replace("……", "")):
+            mend = "write A, 1, —— and ……"
+            yield chapter.finding(
+                line, "rst-width", "half-width letters, Chinese dashes and ellipses", repr(found[0]), mend
+            )
+
+
+@rule
+def plain_title(chapter: Chapter) -> Iterator[Finding]:
+    """A heading holds no formula: it also stands in the sidebar, in links and in the title of the window."""
+    for line in chapter.lines:
+        if line.kind == "title" and ":math:" in line.text:
+            mend = "say it in words or with characters such as √"
+            yield chapter.finding(line, "rst-title", "a heading without a formula", excerpt(line.text), mend)
+
+
 def check(path: Path) -> list[Finding]:
     """Return the findings of every rule in one chapter."""
     chapter = Chapter(path, read(path.read_text("utf-8")))

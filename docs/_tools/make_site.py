@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/_ext"))
 
+import site_language  # noqa: E402
 import site_links  # noqa: E402
 import site_pages  # noqa: E402
 import sphinx_build  # noqa: E402
@@ -148,7 +149,7 @@ def assemble(root: Path, new: Path, languages: list[Language]) -> list[str]:
     _write(new / ".nojekyll", "")  # or GitHub Pages would leave out every folder that begins with _
     if base:
         _write(new / "sitemap.xml", site_pages.sitemap(languages, base, pages))
-    return list(site_links.problems(new, [row.path for row in languages]))
+    return [*site_links.problems(new, [row.path for row in languages]), *site_language.check(new, root)]
 
 
 def _pages(site: Path, row: Language) -> list[str]:

@@ -4,20 +4,21 @@ Run ``nox -s po-update``, ``po-lint`` or ``po-stat``; each calls one of the comm
 """
 
 import argparse
+import functools
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from polib import POEntry
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "_ext"))
 
+from catalogs.counts import Counts, count
 from catalogs.extraction import ExtractionError, Project, Templates, templates
 from catalogs.finding import Finding, excerpt
 from catalogs.merging import Changes, merge
 from catalogs.rules import RULES, Page
 from catalogs.storage import BrokenCatalogError, Catalog, catalogs, read, remove, write
+from catalogs.tables import TableError, Waiver, load
 
 
 def update(project: Project, targets: list[str]) -> int:
@@ -86,7 +87,8 @@ def lint(project: Project, targets: list[str]) -> int:
 
 def check(project: Project, targets: list[str]) -> list[Finding]:
     """Return the findings of every rule, in the order of files and lines."""
-    languages, wanted, findings = project.languages(), templates(project, targets, fresh=False), []
+    tables, used, languages = load(project.locale), set(), project.languages()
+    wanted, findings = templates(project, targets, fresh=False), []
     for target in targets:
         complete = target not in languages or languages[target].complete
         paths = catalogs(project.locale, target)
@@ -97,9 +99,17 @@ def check(project: Project, targets: list[str]) -> list[Finding]:
             except BrokenCatalogError as error:
                 findings.append(Finding(path, error.line, "po-parse", "a catalog in UTF-8", error.found, error.mend))
                 continue
-            page = Page(catalog, {entry.msgid: entry for entry in wanted[target].get(domain, [])}, complete)
-            findings += [finding for rule in RULES for finding in rule(page)]
+            page = Page(catalog, {entry.msgid: entry for entry in wanted[target].get(domain, [])}, complete, tables)
+            left, needed = judge(page)
+            findings, used = findings + left, used | needed
+    findings += tables.idle(used, targets)
     return sorted(relative(finding, project.root) for finding in findings)
+
+
+def judge(page: Page) -> tuple[list[Finding], set[Waiver]]:
+    """Return the findings of every rule on one catalog that nothing waives, and the waivers that were needed."""
+    messages = {entry.linenum: entry.msgid for entry in page.catalog.entries}
+    return page.tables.judge(page.name, [finding for rule in RULES for finding in rule(page)], messages)
 
 
 def relative(finding: Finding, root: Path) -> Finding:
@@ -110,35 +120,23 @@ def relative(finding: Finding, root: Path) -> Finding:
 def stat(project: Project, targets: list[str]) -> int:
     """Print how much of each page is translated, and write the same to ``build/po-stat.json``."""
     wanted = templates(project, targets, fresh=False)
-    counts = {
-        target: {domain: count(project, target, domain, entries) for domain, entries in wanted[target].items()}
-        for target in targets
-    }
+    counts = {target: count_pages(project, target, wanted[target]) for target in targets}
     for target, pages in counts.items():
-        whole = {key: sum(page[key] for page in pages.values()) for key in ("messages", "translated", "fuzzy", "empty")}
-        width = max(map(len, ["page", "total", *pages]))
+        whole = functools.reduce(Counts.plus, pages.values(), Counts())
+        width = max(map(len, ["total", *pages]))
         print(f"{target}\n  {'page':{width}} {'messages':>9} {'translated':>11} {'fuzzy':>6} {'empty':>6}")
         for domain, page in [*sorted(pages.items()), ("total", whole)]:
-            print(
-                f"  {domain:{width}} {page['messages']:9} {page['translated']:11} {page['fuzzy']:6} {page['empty']:6}"
-            )
-    write(project.build / "po-stat.json", json.dumps(counts, indent=1, sort_keys=True) + "\n")
+            print(f"  {domain:{width}} {page.messages:9} {page.translated:11} {page.fuzzy:6} {page.empty:6}")
+    shown = {target: {domain: page._asdict() for domain, page in pages.items()} for target, pages in counts.items()}
+    write(project.build / "po-stat.json", json.dumps(shown, indent=1, sort_keys=True) + "\n")
     return 0
 
 
-def count(project: Project, target: str, domain: str, entries: list[POEntry]) -> dict[str, int]:
-    """Count the messages of one page by their state; a message that the catalog lacks is empty."""
-    path = project.locale / target / "LC_MESSAGES" / f"{domain}.po"
-    known = read(path, target, domain).active if path.exists() else {}
-    found = [known[entry.msgid] for entry in entries if entry.msgid in known]
-    fuzzy = sum(entry.fuzzy for entry in found)
-    translated = sum(bool(entry.msgstr.strip()) and not entry.fuzzy for entry in found)
-    return {
-        "messages": len(entries),
-        "translated": translated,
-        "fuzzy": fuzzy,
-        "empty": len(entries) - translated - fuzzy,
-    }
+def count_pages(project: Project, target: str, wanted: Templates) -> dict[str, Counts]:
+    """Count the messages that each page has now by their state; one that the catalog lacks is empty."""
+    paths = catalogs(project.locale, target)
+    known = {domain: read(path, target, domain).active for domain, path in paths.items() if domain in wanted}
+    return {d: count([entry.msgid for entry in entries], known.get(d, {})) for d, entries in wanted.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     targets = options.languages or list(project.languages())
     try:
         return {"update": update, "lint": lint, "stat": stat}[options.command](project, targets)
-    except (BrokenCatalogError, ExtractionError) as error:
+    except (BrokenCatalogError, ExtractionError, TableError) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -84,7 +84,7 @@ class SmallBook:
         for path in (self.root / "locale").rglob("*.po"):
             catalog = polib.pofile(str(path), wrapwidth=0)
             for entry in catalog:
-                entry.msgstr = entry.msgstr or ENGLISH.get(entry.msgid, "译文")
+                entry.msgstr = entry.msgstr or ENGLISH.get(entry.msgid, "译文" + " %s" * entry.msgid.count("%s"))
             catalog.save(newline="\n")
 
     def catalogs(self) -> dict[str, bytes]:

@@ -100,6 +100,15 @@ BAD = {
     "half-width colon": ("如下：", "如下:", "rst-punctuation", 0),
     "half-width period": ("编号项。", "编号项.", "rst-punctuation", 0),
     "half-width closing": ("（公式）和", "(公式)和", "rst-punctuation", 0),
+    "straight quotation marks": ("一段中文，", '一段 "中文" ，', "rst-quotes", 0),
+    "corner brackets": ("一段中文，", "一段「中文」，", "rst-quotes", 0),
+    "an open quotation": ("一段中文，", "一段“中文，", "rst-quotes", 0),
+    "full-width letter": ("一段中文，", "一段Ｔ中文，", "rst-width", 0),
+    "full-width space": ("一段中文，", "一段　中文，", "rst-width", 0),
+    "short ellipsis": ("一段中文，", "一段中文…", "rst-width", 0),
+    "three dots": ("一段中文，", "一段中文...", "rst-width", 0),
+    "two hyphens": ("一段中文，", "一段--中文，", "rst-width", 0),
+    "formula in a title": ("标题 one", "标题 :math:`x`", "rst-title", 0),
     "in a cell": ("单元格", "单元格!", "rst-punctuation", 0),
 }
 

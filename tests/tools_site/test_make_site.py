@@ -37,7 +37,8 @@ def tree(tmp_path: Path) -> Path:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
-    shutil.copy(ROOT / "docs/languages.toml", tmp_path / "docs")
+    languages = (ROOT / "docs/languages.toml").read_text("utf-8")
+    (tmp_path / "docs/languages.toml").write_text(languages.replace("complete = true", "complete = false"), "utf-8")
     return tmp_path
 
 
