@@ -8,7 +8,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS / "_tools"), str(DOCS.parent)]
 
-import llm_study  # noqa: E402
+import llm_study
 
 # The release for Python 3.11 still calls a method that Sphinx 10 will drop; Sphinx is pinned below 10.
 warnings.filterwarnings("ignore", module=r"sphinx_autodoc_typehints\._parser")

@@ -105,10 +105,10 @@ def problems_of_class(kind: type) -> list[str]:
     """Return what is missing in the docstrings of a class and its methods; its Args are those of the constructor."""
     if not (kind.__doc__ or "").strip():
         return ["the docstring is missing"]
-    parts, signature = sections(kind.__doc__ or ""), inspect.signature(kind.__init__, eval_str=True)  # type: ignore[misc]
+    parts, signature = sections(kind.__doc__ or ""), inspect.signature(kind.__init__, eval_str=True)
     found = list(problems_of_arguments(parts, signature))
     # the constructor of a dataclass is generated and has no source; what runs after it checks
-    checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__  # type: ignore[misc]
+    checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__
     if checks and raises_value_error(checks) and "ValueError" not in entries(parts.get("Raises", "")):
         found.append("its constructor raises ValueError: say when, under Raises")
     if ">>>" not in parts.get("Example", "") + parts.get("Examples", ""):
@@ -210,7 +210,7 @@ def test_a_gap_in_a_docstring_is_seen(monkeypatch: pytest.MonkeyPatch, old: str,
 
 
 def test_a_missing_docstring_and_type_are_seen() -> None:
-    def bare(x):  # type: ignore[no-untyped-def]
+    def bare(x):
         return x
 
     assert problems(bare) == ["the docstring is missing"]

@@ -106,7 +106,7 @@ class GuardedDocTestBuilder(doctest.DocTestBuilder):
         if source_language(docname) == BOOK:
             for node in tree.findall(nodes.doctest_block):
                 yield node, "expected '.. doctest::', found a bare '>>>', which is neither translated nor run"
-        blocks: list[nodes.Element] = list(tree.findall(is_block))  # type: ignore[arg-type]
+        blocks: list[nodes.Element] = list(tree.findall(is_block))
         for node in blocks:
             if text := complaint(node, foreign):
                 yield node, text

@@ -161,7 +161,7 @@ def refresh_sidebars(app: Sphinx, env: BuildEnvironment) -> Iterable[str]:
         name: (title.astext(), env.toctree_includes.get(name, []), env.toc_secnumbers.get(name, {}).get(""))
         for name, title in env.titles.items()
     }
-    before, env.site_titles = getattr(env, "site_titles", now), now  # type: ignore[attr-defined]
+    before, env.site_titles = getattr(env, "site_titles", now), now
     return [] if now == before else sorted(env.found_docs)
 
 

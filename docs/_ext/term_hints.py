@@ -112,12 +112,12 @@ class Hints(SphinxPostTransform):
         seen: dict[str, set[int]] = {}
         reached: set[str] = set()
         for text, block, section in running(self.document):
-            text.hints = []  # type: ignore[attr-defined]
+            text.hints = []
             for found, zh in sorted(self.occurrences(terms, text, block), key=lambda pair: pair[0].start()):
                 explained = text[found.end() :].startswith(("（", "("))
                 if section not in seen.setdefault(zh, set()) and not explained:
                     counterpart = terms.forms[zh][0] if self.config.language == BOOK else zh
-                    text.hints.append(Hint(*found.span(), counterpart, zh in reached))  # type: ignore[attr-defined]
+                    text.hints.append(Hint(*found.span(), counterpart, zh in reached))
                     reached.add(zh)
                 seen[zh].add(section)
 

@@ -46,7 +46,9 @@ class TranslationStatus(SphinxDirective):
         head = nodes.row("", *[nodes.entry("", self.said(text)) for text in HEADINGS])
         group = nodes.tgroup("", *[nodes.colspec(colwidth=width) for width in (60, 10, 10, 10, 10)], cols=5)
         group += [nodes.thead("", head), nodes.tbody("", *rows)]
-        heading = nodes.rubric("", "", nodes.inline("", language.label, classes=[f"language-{language.tag}"]), translatable=False)
+        heading = nodes.rubric(
+            "", "", nodes.inline("", language.label, classes=[f"language-{language.tag}"]), translatable=False
+        )
         return [heading, nodes.table("", group, classes=["translation-status", f"status-{language.path}"])]
 
     def row(self, name: nodes.paragraph, counts: Counts) -> nodes.row:
@@ -76,7 +78,7 @@ def refresh(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[st
     """Return the page where catalogs or pages have come or gone; for those that changed, it has noted them."""
     locale = Path(app.srcdir, LOCALE).resolve()
     now = sorted(path.relative_to(locale).as_posix() for path in locale.rglob("*.po"))
-    before, env.status_catalogs = getattr(env, "status_catalogs", now), now  # type: ignore[attr-defined]
+    before, env.status_catalogs = getattr(env, "status_catalogs", now), now
     return [PAGE] if PAGE in env.found_docs and (added or removed or now != before) else []
 
 

@@ -91,7 +91,7 @@ class Verification(Domain):
 
     def marks(self, docname: str) -> object:
         """Return all that other pages contribute to the marks of this one; a page is written again if it changes."""
-        equations = self.env.get_domain("math").equations  # type: ignore[attr-defined]
+        equations = self.env.get_domain("math").equations
         checked = sorted((label, sorted(checks)) for label, checks in self.checks.items())
         here, numbers = [], []
         for label, checks in checked:
@@ -106,7 +106,7 @@ class Verification(Domain):
 
 def redraw(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """Return the pages whose marks changed because another page changed."""
-    domain: Verification = env.get_domain("verify")  # type: ignore[assignment]
+    domain: Verification = env.get_domain("verify")
     drawn, outdated = domain.data["drawn"], []
     for docname in sorted(env.all_docs):
         if drawn.get(docname, ([], [])) != (now := domain.marks(docname)):
@@ -137,7 +137,7 @@ def problems(domain: Verification, exempt: dict[str, str]) -> Iterator[tuple[str
 
 def check_consistency(app: Sphinx, env: BuildEnvironment) -> None:
     """Report every problem as a warning, that is, as an error of the build."""
-    domain: Verification = env.get_domain("verify")  # type: ignore[assignment]
+    domain: Verification = env.get_domain("verify")
     for kind, text, place in problems(domain, app.config.verify_exempt):
         logger.warning(text, location=place, type="verify", subtype=kind)
 
@@ -153,7 +153,7 @@ class Verifying(Faithful):
             return [node]
         if isinstance(node, nodes.comment):
             raise self.error("expected a visible block under ':verifies:', found ':hide:'; readers must see the check")
-        domain: Verification = self.env.get_domain("verify")  # type: ignore[assignment]
+        domain: Verification = self.env.get_domain("verify")
         node["ids"].append(domain.note(labels, self.get_location()))
         self.state.document.note_explicit_target(node)
         return [node, self.back_links(labels)]
@@ -179,7 +179,7 @@ class Marks(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Wrap every verified equation of the page."""
-        domain: Verification = self.env.get_domain("verify")  # type: ignore[assignment]
+        domain: Verification = self.env.get_domain("verify")
         for equation in list(self.document.findall(nodes.math_block)):
             checks = sorted(domain.checks.get(equation.get("label"), ()))
             if checks:
@@ -198,7 +198,7 @@ class Marks(SphinxPostTransform):
 
 def with_verifies(base: type) -> type:
     """Return a doctest directive that also takes ``:verifies:``."""
-    options = {**base.option_spec, "verifies": directives.unchanged_required}  # type: ignore[attr-defined]
+    options = {**base.option_spec, "verifies": directives.unchanged_required}
     return type(base.__name__, (Verifying, base), {"option_spec": options})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/_ext"))
 
-from languages import load  # noqa: E402
+from languages import load
 
 Runs = dict[str, dict[str, int]]
 

@@ -17,12 +17,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/_ext"))
 
-import site_language  # noqa: E402
-import site_links  # noqa: E402
-import site_pages  # noqa: E402
-import sphinx_build  # noqa: E402
-from addresses import repository, site_url  # noqa: E402
-from languages import Language, load  # noqa: E402
+import site_language
+import site_links
+import site_pages
+import sphinx_build
+from addresses import repository, site_url
+from languages import Language, load
 
 INPUTS = ("docs", "llm_study", "locale", "constraints.txt", "pyproject.toml", "tests/parity")
 MACHINERY = (

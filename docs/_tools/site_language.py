@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/_ext"))
 
-from catalogs.rules_text import writes_cjk  # noqa: E402
-from catalogs.tables import load as load_tables  # noqa: E402
-from languages import API, CJK, Language, load, source_language  # noqa: E402
+from catalogs.rules_text import writes_cjk
+from catalogs.tables import load as load_tables
+from languages import API, CJK, Language, load, source_language
 
 UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1>", re.DOTALL)
 MARKED_CHINESE = re.compile(r"<(\w+)\b[^>]*\slang=\"(?:zh|ja|ko)[^\"]*\"[^>]*>[^<]*</\1>")

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/_ext"))
 
-from languages import load  # noqa: E402
+from languages import load
 
 
 def code(path: str, root: Path = ROOT) -> str:

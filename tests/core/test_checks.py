@@ -47,7 +47,7 @@ def test_one_may_not_grow_the_target() -> None:
         (checks.check_ndim, ("x", (2, 3), ("B", "T", "D")), "x has shape (2, 3), expected 3 dimensions (B, T, D)"),
     ],
 )
-def test_messages_hold_both_numbers_and_the_hint(check, arguments, message) -> None:  # type: ignore[no-untyped-def]
+def test_messages_hold_both_numbers_and_the_hint(check, arguments, message) -> None:
     with pytest.raises(ValueError) as plain:
         check(*arguments)
     with pytest.raises(ValueError) as hinted:

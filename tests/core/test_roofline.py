@@ -272,7 +272,7 @@ def test_a_causal_mask_leaves_just_over_half_of_the_scores(model: r.Transformer,
 def test_training_is_three_forward_passes(model: r.Transformer, length: int, batch: int, causal: bool) -> None:
     once = asdict(r.forward_flops(model, length, batch=batch, causal=causal))
     train = [
-        asdict(r.training_flops(model, length, batch=batch, causal=causal, recompute=recompute))  # type: ignore[arg-type]
+        asdict(r.training_flops(model, length, batch=batch, causal=causal, recompute=recompute))
         for recompute in ("none", "selective", "full")
     ]
     again = [{}, {"scores"}, {"attention", "scores", "feed_forward"}]
@@ -357,7 +357,7 @@ def test_activations_of_a_gpt_are_those_of_the_paper(H: int, Dh: int, L: int, V:
     model = r.Transformer(vocab_size=V, hidden_size=D, layers=L * (layer,))
     outside = B * T * D + 4 * B * T * D * (1 + Fraction(V, D))  # dropout of the embedding; last norm, head and logits
     for recompute, each in {"none": 34 * D + 5 * H * T, "selective": 34 * D, "full": 2 * D}.items():
-        found = r.activation_bytes(model, T, batch=B, recompute=recompute)  # type: ignore[arg-type]
+        found = r.activation_bytes(model, T, batch=B, recompute=recompute)
         assert found == L * B * T * each + outside
 
 
@@ -533,7 +533,7 @@ def latent_with(name: str) -> Callable[[], object]:
         (lambda: r.forward_flops(small, 1, batch=0), "batch is 0, expected at least 1"),
         (lambda: r.training_flops(small, 0), "length is 0, expected at least 1"),
         (
-            lambda: r.training_flops(small, 1, recompute="all"),  # type: ignore[arg-type]
+            lambda: r.training_flops(small, 1, recompute="all"),
             "recompute is 'all', expected 'none', 'selective' or 'full'",
         ),
         (lambda: r.decoding_flops(small, -1), "context is -1, expected at least 0"),
@@ -543,7 +543,7 @@ def latent_with(name: str) -> Callable[[], object]:
         (lambda: r.activation_bytes(small, 1, batch=0), "batch is 0, expected at least 1"),
         (lambda: r.activation_bytes(small, 1, bytes_per_number=0), "bytes_per_number is 0, expected more than 0"),
         (
-            lambda: r.activation_bytes(small, 1, recompute="all"),  # type: ignore[arg-type]
+            lambda: r.activation_bytes(small, 1, recompute="all"),
             "recompute is 'all', expected 'none', 'selective' or 'full'",
         ),
         (lambda: r.training_bytes(0), "parameters is 0, expected at least 1"),
@@ -551,7 +551,7 @@ def latent_with(name: str) -> Callable[[], object]:
         (lambda: r.training_bytes(1, weights=-1), "weights is -1, expected at least 0"),
         (lambda: r.training_bytes(1, gradients=-1), "gradients is -1, expected at least 0"),
         (lambda: r.training_bytes(1, optimizer=-1), "optimizer is -1, expected at least 0"),
-        (lambda: r.training_bytes(1, stage=4), "stage is 4, expected 0, 1, 2 or 3"),  # type: ignore[arg-type]
+        (lambda: r.training_bytes(1, stage=4), "stage is 4, expected 0, 1, 2 or 3"),
         (lambda: r.gpu_hours(0, peak_flops=1, mfu=1), "flops is 0, expected more than 0"),
         (lambda: r.gpu_hours(1, peak_flops=0, mfu=1), "peak_flops is 0, expected more than 0"),
         (lambda: r.gpu_hours(1, peak_flops=1, mfu=0), "mfu is 0, expected more than 0"),

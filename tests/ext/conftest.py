@@ -50,7 +50,7 @@ def book(tmp_path: Path) -> Book:
         parallel: int = 1,
         **conf: Any,
     ) -> Built:
-        gettext._translations.clear()  # type: ignore[attr-defined]  # and so does Python
+        gettext._translations.clear()  # and so does Python
         docs = tmp_path / "docs"
         for name, text in files.items():
             _write(docs / name, text)

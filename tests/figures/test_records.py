@@ -28,7 +28,7 @@ def test_a_record_says_how_it_was_made(path):
     assert record.keys() >= {"script", "seed", "versions", "commit", "machine"}
     assert record["versions"].keys() >= {"llm_study", "torch", "python"}
     assert len(record["commit"]) == 40
-    assert script_of(record).SEED == record["seed"]
+    assert record["seed"] == script_of(record).SEED
 
 
 def test_attention_time_was_measured_on_the_functions_of_today():

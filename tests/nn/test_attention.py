@@ -12,7 +12,7 @@ from llm_study.nn.attention import MultiHeadAttention
 
 def layer_with_large_weights(**sizes: int | bool) -> MultiHeadAttention:
     torch.manual_seed(0)
-    layer = MultiHeadAttention(**{"d_model": 12, "n_heads": 4, **sizes}).double()  # type: ignore[arg-type]
+    layer = MultiHeadAttention(**{"d_model": 12, "n_heads": 4, **sizes}).double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()

@@ -185,7 +185,7 @@ def model(
     *parts: tuple[r.Attention | r.LatentAttention, r.FeedForward | r.Experts], **more: bool | int
 ) -> r.Transformer:
     layers = tuple(r.Layer(attention=a, feed_forward=f) for a, f in parts)
-    return r.Transformer(vocab_size=53, hidden_size=24, layers=layers, **more)  # type: ignore[arg-type]
+    return r.Transformer(vocab_size=53, hidden_size=24, layers=layers, **more)
 
 
 SMALL = {
@@ -280,13 +280,13 @@ def test_recomputing_costs_what_torch_counts(config: r.Transformer) -> None:
     ids = torch.randint(config.vocab_size, (2, 7))
     again = functools.partial(checkpoint, use_reentrant=False)
     full, selective = Model(config), Model(config)
-    full.call_block = again  # type: ignore[method-assign]
+    full.call_block = again
     for block in selective.blocks:
         block.attention.scores.forward = functools.partial(again, block.attention.scores.forward)
     for recompute, built in (("full", full), ("selective", selective)):
         with FlopCounterMode(display=False) as counter, set_checkpoint_early_stop(False):
             built(ids).square().sum().backward()
-        expected = r.training_flops(config, 7, batch=2, recompute=recompute)  # type: ignore[arg-type]
+        expected = r.training_flops(config, 7, batch=2, recompute=recompute)
         assert counter.get_total_flops() == expected.total
 
 

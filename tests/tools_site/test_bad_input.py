@@ -49,7 +49,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / "docs" / name, root / "docs" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conf.py", "redirects.toml", "inventory.txt", "references.bib"):
         shutil.copy(ROOT / "docs" / name, root / "docs" / name)
-    languages = (ROOT / "docs/languages.toml").read_text("utf-8")  # the page shows its source where it is not translated
+    languages = (ROOT / "docs/languages.toml").read_text(
+        "utf-8"
+    )  # the page shows its source where it is not translated
     (root / "docs/languages.toml").write_text(languages.replace("complete = true", "complete = false"), "utf-8")
     os.symlink(ROOT / "docs/node_modules", root / "docs/node_modules")
     shutil.copytree(ROOT / "llm_study", root / "llm_study", ignore=shutil.ignore_patterns("__pycache__"))
