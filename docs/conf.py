@@ -42,6 +42,7 @@ extensions = [
     "term_hints",
     "termbase",
     "translation_status",
+    "untranslated",
     "verified",
 ]
 exclude_patterns = ["_*", "figures", "data", "node_modules"]

@@ -62,8 +62,8 @@ def test_other_pages_are_left_alone(book: Book) -> None:
     assert hints(book(chapter("注意力。"), **OPTIONS), "index") == []
 
 
-def test_other_formats_are_left_alone(book: Book) -> None:
-    assert "term-hint" not in book(chapter("注意力。"), builder="singlehtml", **OPTIONS).read("index.html")
+def test_books_without_a_mouse_are_left_alone(book: Book) -> None:
+    assert "term-hint" not in book(chapter("注意力。"), builder="epub", version="1", **OPTIONS).read("general/a.xhtml")
 
 
 @pytest.mark.parametrize(
