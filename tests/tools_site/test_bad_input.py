@@ -56,10 +56,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.symlink(ROOT / "docs/node_modules", root / "docs/node_modules")
     shutil.copytree(ROOT / "llm_study", root / "llm_study", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "docs/figures").mkdir()
+    (root / "docs/data").mkdir()
+    shutil.copy(ROOT / "docs/data/chapters.toml", root / "docs/data")
     (root / "docs/index.rst").write_text(PAGE, "utf-8")
     (root / "docs/figures/small.py").write_text(FIGURE, "utf-8")
     (root / "locale/en/LC_MESSAGES").mkdir(parents=True)
     (root / "locale/en/LC_MESSAGES/index.po").write_text(CATALOG, "utf-8")
+    for name in ("terms.tsv", "allowed.toml", "waivers.toml"):
+        shutil.copy(ROOT / "locale" / name, root / "locale")
     shutil.copytree(ROOT / "locale/zh_CN", root / "locale/zh_CN", ignore=shutil.ignore_patterns("api"))
     run = make(root)
     assert run.returncode == 0, run.stdout + run.stderr
