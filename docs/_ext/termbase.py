@@ -48,11 +48,11 @@ class TermDirective(SphinxDirective):
         self.env.note_dependency(str(path))
         return read_terms(path)
 
-    def words(self, term: Term) -> list[nodes.inline]:
+    def words(self, term: Term, forms: tuple[str, ...]) -> list[nodes.inline]:
         """Return the term in the language of the page, then in the other."""
         # no inline node may say "translatable": Sphinx would dissolve it and put its text at the end
         chinese = nodes.inline("", term.zh, classes=[f"language-{load()[BOOK].tag}"])
-        english = nodes.inline("", ", ".join(term.en), classes=["language-en"])
+        english = nodes.inline("", ", ".join(forms), classes=["language-en"])
         return [chinese, english] if self.config.language == BOOK else [english, chinese]
 
 
@@ -70,7 +70,7 @@ class GlossaryTerms(TermDirective):
             head = item[0]
             if (term := terms.get(head.astext())) is None:
                 raise self.error(f"the term {head.astext()!r} is not in locale/terms.tsv: add a row with its English")
-            first, second = self.words(term)
+            first, second = self.words(term, term.en[:1])
             head.children = []
             head["ids"], head["translatable"] = [term.anchor], False
             head += [first, nodes.Text(" · "), second]
@@ -84,7 +84,9 @@ class Termbase(TermDirective):
         """Return a table of two columns."""
         body = nodes.tbody()
         for term in sorted(self.terms().values(), key=lambda term: term.en[0].lower()):
-            cells = [nodes.entry("", nodes.paragraph("", "", word, translatable=False)) for word in self.words(term)]
+            cells = [
+                nodes.entry("", nodes.paragraph("", "", word, translatable=False)) for word in self.words(term, term.en)
+            ]
             body += nodes.row("", *cells)
         group = nodes.tgroup("", *[nodes.colspec(colwidth=50) for _ in range(2)], body, cols=2)
         return [nodes.table("", group, classes=["termbase"])]

@@ -5,7 +5,19 @@ import re
 import pytest
 
 TERMS = "zh\ten\tnote\n注意力\tattention\t\n批大小\tbatch size;size of the batch\t\n"
-PAGE = "书\n====\n\n.. glossary-terms::\n\n   注意力\n      按匹配求平均。\n\n.. termbase::\n"
+PAGE = """书
+====
+
+.. glossary-terms::
+
+   注意力
+      按匹配求平均。
+
+   批大小
+      一批有几个。
+
+.. termbase::
+"""
 
 
 @pytest.fixture
@@ -25,6 +37,10 @@ def test_headwords_stand_in_both_languages_and_say_which(glossary):
     zh, en = '<span lang="zh-CN">注意力</span>', '<span lang="en">attention</span>'
     assert f'<dt id="term-attention">{zh} · {en}</dt>' in glossary("zh_CN")
     assert f'<dt id="term-attention">{en} · {zh}</dt>' in glossary("en")
+
+
+def test_a_headword_is_the_first_form_alone(glossary):
+    assert '<span lang="en">batch size</span> · <span lang="zh-CN">批大小</span></dt>' in glossary("en")
 
 
 def test_the_table_is_ordered_by_its_english_and_lists_all_forms(glossary):
