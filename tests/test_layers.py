@@ -1,4 +1,8 @@
-"""A module of the package imports only from the layers above its own (docs: "The package: layers"), and no oracle."""
+"""A module imports from the layers above its own and from its own package, in no circle, and never an oracle.
+
+A package next to it in the same layer is out of reach: models know nothing of quantization. Within a package a module
+may call another, as ``models.auto`` calls ``models.llama``; what two packages share moves up.
+"""
 
 import ast
 import subprocess
@@ -46,9 +50,46 @@ def violations(path: str, source: str) -> list[str]:
             lines.append(f"{path}:{line}: {top} is an oracle: import it in tests/ only")
         elif not top:
             lines.append(f"{path}:{line}: write the full name, llm_study.…, instead of {name}")
-        elif top == "llm_study" and part not in ("", "__version__") and LEVEL.get(part, 99) >= LEVEL.get(own, -1):
+        elif top != "llm_study" or part in ("", "__version__") or (part == own and "/" in path):
+            continue
+        elif LEVEL.get(part, 99) >= LEVEL.get(own, -1):
             lines.append(f"{path}:{line}: {name} is in no layer above {own}: move what is shared up, or pass it in")
     return lines
+
+
+def circle(sources: dict[str, str]) -> list[str]:
+    """Return modules that import each other, such as ``["nn.a", "nn.b", "nn.a"]``; none if there is none."""
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    targets = {
+        module: sorted({name for name in modules for _, full in imported(sources[path]) if is_from(full, name)})
+        for module, path in modules.items()
+    }
+
+    def search(trail: list[str]) -> list[str]:
+        if trail[-1] in trail[:-1]:
+            return trail[trail.index(trail[-1]) :]
+        return next((found for target in targets[trail[-1]] if (found := search([*trail, target]))), [])
+
+    return next((found for module in modules if (found := search([module]))), [])
+
+
+def is_from(full: str, module: str) -> bool:
+    """Whether ``llm_study.nn.block.Block`` is the module ``nn.block``, or a name that this module defines."""
+    return full == f"llm_study.{module}" or full.rpartition(".")[0] == f"llm_study.{module}"
+
+
+def test_no_modules_import_each_other() -> None:
+    files = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8") for f in sorted(PACKAGE.rglob("*.py"))}
+    assert circle(files) == []
+
+
+def test_a_circle_is_seen() -> None:
+    line = "from llm_study.nn.{} import X\n".format
+    assert circle({"nn/a.py": line("b"), "nn/b.py": line("c"), "nn/c.py": ""}) == []
+    assert circle({"nn/a.py": line("b"), "nn/b.py": line("c"), "nn/c.py": line("b")}) == ["nn.b", "nn.c", "nn.b"]
+    assert circle({"nn/a.py": "import llm_study.nn.a"}) == ["nn.a", "nn.a"]
+    package = {"nn/__init__.py": line("a"), "nn/a.py": "from llm_study.nn import X"}
+    assert circle(package) == ["nn", "nn.a", "nn"]
 
 
 def test_the_package_keeps_its_layers() -> None:
@@ -63,7 +104,8 @@ def test_the_package_keeps_its_layers() -> None:
         ("nn/a.py", "from llm_study.functional.attention import attention\nimport torch, llm_study", ""),
         ("__main__.py", "from llm_study import __version__, alignment", ""),
         ("functional/a.py", "from llm_study.nn.attention import X", "functional/a.py:1: llm_study.nn.attention.X"),
-        ("functional/a.py", "\nimport llm_study.functional.b", "functional/a.py:2: llm_study.functional.b"),
+        ("functional/a.py", "\nimport llm_study.functional.b", ""),
+        ("nn/a.py", "\nimport llm_study.tokenizers.b", "nn/a.py:2: llm_study.tokenizers.b"),
         ("nn/a.py", "from llm_study import optim", "nn/a.py:1: llm_study.optim is in no layer above nn"),
         ("nn/a.py", "def f():\n    from llm_study.models import llama", "nn/a.py:2: llm_study.models.llama"),
         ("core/a.py", "import llm_study.utils", "core/a.py:1: llm_study.utils is in no layer above"),
