@@ -64,6 +64,7 @@ class DecoderForCausalLM(PretrainedModel):
     """
 
     tied: ClassVar[Mapping[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    unused: ClassVar[tuple[str, ...]] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # of old files
 
     def __init__(
         self, config: DecoderConfig, model: "Decoder", *, finish: Callable[[Tensor], Tensor] | None = None
@@ -394,7 +395,7 @@ def gated_feed_forward(config: DecoderConfig, name: str, *, bias: bool = False) 
     return GatedFeedForward(config.hidden_size, config.intermediate_size, activation=activation(name), bias=bias)
 
 
-SCALINGS: Mapping[str, Callable[..., Tensor]] = {
+_SCALINGS: Mapping[str, Callable[..., Tensor]] = {
     "default": lambda frequencies: frequencies,
     "linear": linear_frequencies,
     "llama3": llama3_frequencies,
@@ -420,7 +421,7 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
         tensor([0.2500, 0.0025])
     """
     numbers = {name: value for name, value in rope.to_dict().items() if name not in ("rope_theta", "rope_type")}
-    return SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
+    return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
 
 
 @torch.no_grad()

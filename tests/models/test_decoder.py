@@ -1,4 +1,4 @@
-"""The laws of decoders, for every family: no future, no padding, no neighbors in the batch; and how they are computed."""
+"""The laws of decoders, for every family: no future, no padding, no neighbors in the batch; and their cost."""
 
 import math
 from collections import Counter
@@ -62,7 +62,9 @@ FAMILIES: dict[str, tuple[Callable[..., DecoderForCausalLM], DecoderConfig]] = {
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
     "gemma3": (
         Gemma3ForCausalLM,
-        Gemma3TextConfig(**GEMMA, layer_types=("sliding_attention", "full_attention"), rope_sliding=Rope(rope_theta=9.0)),
+        Gemma3TextConfig(
+            **GEMMA, layer_types=("sliding_attention", "full_attention"), rope_sliding=Rope(rope_theta=9.0)
+        ),
     ),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -277,6 +279,15 @@ def test_frequencies_are_those_the_config_asks_for() -> None:
     middle = (turns - 1) / 3
     expected = [1.0, (middle + (1 - middle) / 8) * 50.0 ** (-1 / 3), 50.0 ** (-2 / 3) / 8]
     torch.testing.assert_close(scaled, torch.tensor(expected))
+
+
+@every_family
+def test_frequencies_that_old_files_hold_are_not_read(family: str) -> None:
+    model = model_of(family)
+    tensors = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.zeros(3) for i in range(2)}
+    assert torch.equal(model.load_hub({**model.state_dict(), **tensors})(random_ids(1, 3)), model(random_ids(1, 3)))
+    with pytest.raises(ValueError, match="rotary_emb"):
+        model.load_hub({**model.state_dict(), "model.rotary_emb.other": torch.zeros(3)})
 
 
 # --- bad input
