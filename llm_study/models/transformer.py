@@ -55,7 +55,7 @@ class TransformerConfig:
         for name in ("vocab_size", "d_model", "n_heads", "d_ff", "n_layers"):
             check_at_least(name, getattr(self, name), 1)
         check_divides("n_heads", self.n_heads, "d_model", self.d_model)
-        check_divides("2", 2, "d_model", self.d_model, hint="each wavelength of the positions has a sine and a cosine")
+        check_divides("size of a pair", 2, "d_model", self.d_model, hint="each position has sines and cosines in pairs")
 
 
 class Transformer(nn.Module):

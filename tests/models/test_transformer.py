@@ -166,7 +166,7 @@ def bad_inputs() -> Iterator[tuple[dict[str, Tensor], str]]:
     yield {**good, "source_mask": torch.ones(2, 7)}, "source_mask has dtype torch.float32, expected torch.bool"
 
 
-@pytest.mark.parametrize(("inputs", "message"), bad_inputs())
+@pytest.mark.parametrize(("inputs", "message"), list(bad_inputs()))
 def test_inputs_that_do_not_fit_are_refused(inputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model()(**inputs)
@@ -179,7 +179,7 @@ def test_inputs_that_do_not_fit_are_refused(inputs: dict[str, Tensor], message: 
         ({"n_layers": 0}, "n_layers is 0, expected at least 1"),
         ({"d_ff": 0}, "d_ff is 0, expected at least 1"),
         ({"n_heads": 5}, "n_heads = 5 does not divide d_model = 12"),
-        ({"d_model": 9}, "2 = 2 does not divide d_model = 9"),
+        ({"d_model": 9}, "size of a pair = 2 does not divide d_model = 9"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str) -> None:

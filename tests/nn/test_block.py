@@ -143,8 +143,6 @@ def test_gradients_reach_every_parameter(residual: Residual) -> None:
 
 
 def test_each_sublayer_has_its_own_norm() -> None:
-    assert [name for name, _ in decoder(PreNormResidual).named_parameters() if "norm" in name] == [
-        f"{part}.norm.{name}" for part in ("attention", "cross_attention", "feed_forward") for name in ("weight", "bias")
-    ]
-    norms = {id(module) for module in decoder(PreNormResidual).modules() if isinstance(module, LayerNorm)}
-    assert len(norms) == 3
+    block = decoder(PreNormResidual)
+    norms = [name for name, module in block.named_modules() if isinstance(module, LayerNorm)]
+    assert norms == ["attention.norm", "cross_attention.norm", "feed_forward.norm"]

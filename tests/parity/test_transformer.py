@@ -26,10 +26,11 @@ def scramble(module: nn.Module) -> None:
 
 def copy_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> None:
     """Copy the three projections, which PyTorch keeps in one matrix, and the output projection."""
-    weights, biases = theirs.in_proj_weight.chunk(3), theirs.in_proj_bias.chunk(3)
-    for layer, weight, bias in zip((ours.q_proj, ours.k_proj, ours.v_proj), weights, biases, strict=True):
-        layer.load_state_dict({"weight": weight, "bias": bias})
-    ours.o_proj.load_state_dict(theirs.out_proj.state_dict())
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj, ours.o_proj)
+    weights = (*theirs.in_proj_weight.chunk(3), theirs.out_proj.weight)
+    biases = (*theirs.in_proj_bias.chunk(3), theirs.out_proj.bias)
+    for layer, weight, bias in zip(projections, weights, biases, strict=True):
+        layer.load_state_dict({"weight": weight} if layer.bias is None else {"weight": weight, "bias": bias})
 
 
 def copy_block(ours: nn.Module, theirs: nn.Module) -> None:
@@ -121,24 +122,8 @@ def whole_pair(dtype: torch.dtype) -> tuple[Transformer, nn.Transformer]:
                 module.out_proj.bias.zero_()
     for blocks, layers in ((ours.encoder, theirs.encoder.layers), (ours.decoder, theirs.decoder.layers)):
         for block, layer in zip(blocks, layers, strict=True):
-            copy_block_without_bias(block, layer)
+            copy_block(block, layer)
     return ours, theirs
-
-
-def copy_block_without_bias(ours: nn.Module, theirs: nn.Module) -> None:
-    """Copy a layer of PyTorch into a block whose attention has no bias."""
-    for name, other in (("attention", "self_attn"), ("cross_attention", "multihead_attn")):
-        if hasattr(ours, name):
-            attention, source = getattr(ours, name).sublayer, getattr(theirs, other)
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            for layer, weight in zip(projections, source.in_proj_weight.chunk(3), strict=True):
-                layer.load_state_dict({"weight": weight})
-            attention.o_proj.load_state_dict({"weight": source.out_proj.weight})
-    norms = [module for module in (ours.attention, getattr(ours, "cross_attention", None), ours.feed_forward) if module]
-    for number, module in enumerate(norms, start=1):
-        module.norm.load_state_dict(getattr(theirs, f"norm{number}").state_dict())
-    ours.feed_forward.sublayer.up_proj.load_state_dict(theirs.linear1.state_dict())
-    ours.feed_forward.sublayer.down_proj.load_state_dict(theirs.linear2.state_dict())
 
 
 @both_dtypes
