@@ -137,7 +137,7 @@ class Transformer(nn.Module):
             source_mask: ``(B, S)``, True where a source token is real. Default: everywhere.
 
         Returns:
-            ``(B, S, D)`` memory: one vector for each source token, which :meth:`decode` looks at.
+            ``(B, S, D)`` memory, one vector for each source token, which :meth:`decode` looks at.
 
         Raises:
             ValueError: if ids are not ``(B, S)`` or outside the vocabulary, or the mask is not boolean of their shape.
