@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm_study.core.checks import check_at_least, check_boolean, check_equal
 from llm_study.core.config import GPT2Config
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
+from llm_study.models._inputs import check_indices, check_mask
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.basic import LayerNorm
 
@@ -122,10 +122,9 @@ class _Body(nn.Module):
         """Return ``(B, T, D)`` hidden states, normalized."""
         length = ids.shape[1]
         positions = torch.arange(length, device=ids.device) if positions is None else positions
-        _check_positions(positions, ids, self.wpe.num_embeddings)
+        check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
         if mask is not None:
-            check_equal("shape of mask", tuple(mask.shape), "shape of ids", tuple(ids.shape))
-            check_boolean("mask", mask.dtype, hint="True where a token is real: convert with .bool()")
+            check_mask(mask, ids)
             mask = causal_mask(length, device=ids.device) & mask[:, None, None, :]  # (B, 1, T, T)
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
         for block in self.h:
@@ -185,12 +184,3 @@ class _FeedForward(nn.Module):
 def _with_prefix(name: str) -> str:
     """Return the name of a tensor in the whole model; files of the body alone lack the prefix."""
     return f"transformer.{name}" if re.match(r"(wte|wpe|h|ln_f)\.", name) else name
-
-
-def _check_positions(positions: Tensor, ids: Tensor, most: int) -> None:
-    """Check that positions fit the ids, and that each has a learned vector."""
-    if positions.shape not in (ids.shape, ids.shape[1:]):
-        raise ValueError(f"positions have shape {tuple(positions.shape)}, expected {tuple(ids.shape)} as the ids have")
-    if positions.numel():
-        check_at_least("smallest position", int(positions.min()), 0)
-        check_at_least("n_positions", most, int(positions.max()) + 1, hint="the text is too long for the model")
