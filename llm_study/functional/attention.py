@@ -25,9 +25,16 @@ __all__ = [
     "causal_attention",
     "attention_weights",
     "attention_backward",
+    "biased_attention_reference",
+    "biased_attention",
+    "softcap",
+    "softcap_attention",
+    "sink_attention_reference",
+    "sink_attention",
     "masked_softmax",
     "softmax_jacobian",
     "causal_mask",
+    "sliding_window_mask",
     "padding_mask",
     "prefix_mask",
     "split_heads",
@@ -185,9 +192,7 @@ def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None, scale
                 [0.3333, 0.3333, 0.3333]])
     """
     _check_inputs(q, k, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return masked_softmax(scale * (q @ k.mT), mask)
+    return masked_softmax(_scores(q, k, scale), mask)
 
 
 def attention_backward(
@@ -249,6 +254,246 @@ def attention_backward(
     dq = scale * ds @ k  # (B, H, T, Dk)
     dk = scale * ds.mT @ q  # (B, H, S, Dk)
     return dq, dk.reshape(B, K, H // K, S, Dk).sum(dim=2), dv.reshape(B, K, H // K, S, Dv).sum(dim=2)
+
+
+def biased_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    r"""Attention with a number added to each score, written as its equation; :func:`biased_attention` is the fast twin.
+
+    .. math:: \operatorname{softmax}\!\left(s\,QK^\top + b + M\right)V
+
+    Args:
+        q: ``(B, H, T, Dk)`` queries.
+        k: ``(B, K, S, Dk)`` keys; ``K`` divides ``H``.
+        v: ``(B, K, S, Dv)`` values.
+        bias: ``(T, S)`` or broadcastable to ``(B, H, T, S)``, in the dtype of ``q``; added to the scaled scores.
+        mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. Default: everywhere.
+        scale: factor on the scores, not on the bias. Default: ``Dk ** -0.5``.
+
+    Returns:
+        ``(B, H, T, Dv)``, in the dtype of ``v``. A query that may attend nowhere gets zeros.
+
+    Raises:
+        ValueError: if shapes or dtypes of ``q``, ``k``, ``v`` and ``bias`` do not fit together, ``K`` does not divide
+            ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
+
+    References:
+        Raffel et al. (2020), arXiv:1910.10683, section 2.1: a learned number for each distance, added to the score.
+
+    Example:
+        >>> q, v = torch.zeros(1, 1, 1, 2), torch.tensor([[1.0], [3.0]]).reshape(1, 1, 2, 1)
+        >>> bias = torch.tensor([3.0, 1.0]).log()  # weights 3/4 and 1/4
+        >>> biased_attention_reference(q, torch.zeros(1, 1, 2, 2), v, bias).item()
+        1.5
+    """
+    _check_inputs(q, k, v)
+    _check_bias(bias, q, k)
+    scores = _scores(q, k, scale) + bias  # (B, H, T, S)
+    return masked_softmax(scores, mask) @ _for_each_query_head(v, q)
+
+
+def biased_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    r"""Attention with a number added to each score, such as a penalty on distance (ALiBi, T5).
+
+    .. math:: \operatorname{softmax}\!\left(s\,QK^\top + b + M\right)V
+
+    The work is done by PyTorch's fused kernel. Where the bias asks for a gradient, PyTorch falls back on a path that
+    keeps the weights in memory.
+
+    Args:
+        q: ``(B, H, T, Dk)`` queries.
+        k: ``(B, K, S, Dk)`` keys; ``K`` divides ``H``.
+        v: ``(B, K, S, Dv)`` values.
+        bias: ``(T, S)`` or broadcastable to ``(B, H, T, S)``, in the dtype of ``q``; added to the scaled scores.
+        mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. Default: everywhere.
+        scale: factor on the scores, not on the bias. Default: ``Dk ** -0.5``.
+
+    Returns:
+        ``(B, H, T, Dv)``, in the dtype of ``v``. A query that may attend nowhere gets zeros.
+
+    Raises:
+        ValueError: if shapes or dtypes of ``q``, ``k``, ``v`` and ``bias`` do not fit together, ``K`` does not divide
+            ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
+
+    Cost: as :func:`attention`, and the memory of ``bias`` combined with ``mask``.
+
+    References:
+        Raffel et al. (2020), arXiv:1910.10683, section 2.1. A fixed penalty: Press et al. (2022), arXiv:2108.12409.
+
+    Example:
+        >>> q, v = torch.zeros(1, 1, 1, 2), torch.tensor([[1.0], [3.0]]).reshape(1, 1, 2, 1)
+        >>> bias = torch.tensor([3.0, 1.0]).log()  # weights 3/4 and 1/4
+        >>> biased_attention(q, torch.zeros(1, 1, 2, 2), v, bias).item()
+        1.5
+    """
+    _check_inputs(q, k, v)
+    _check_bias(bias, q, k)
+    if mask is not None:
+        _check_mask(mask, (*q.shape[:3], k.shape[2]))
+        bias = torch.where(mask, bias, float("-inf"))
+    bias = bias if bias.ndim > 1 else bias.expand(1, k.shape[2])  # the kernel wants at least (T, S)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    r"""Squeeze numbers smoothly into :math:`(-c, c)`; small ones stay nearly as they are.
+
+    .. math:: \operatorname{softcap}(x) = c\,\tanh(x/c), \qquad \operatorname{softcap}'(x) = 1 - \tanh^2(x/c)
+
+    Args:
+        x: ``(…)`` numbers of any shape.
+        cap: bound ``c``, above 0.
+
+    Returns:
+        ``(…)``, the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: if ``cap`` is not above 0.
+
+    References:
+        Gemma Team (2024), arXiv:2408.00118, section 2: 50 for attention scores, 30 for the logits of the vocabulary.
+
+    Example:
+        >>> softcap(torch.tensor([-1000.0, 0.0, 1.0, 1000.0]), 50.0)
+        tensor([-50.0000,   0.0000,   0.9999,  50.0000])
+    """
+    if not cap > 0:
+        raise ValueError(f"cap is {cap}, expected more than 0: it is the bound that no score passes")
+    return cap * torch.tanh(x / cap)
+
+
+def softcap_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, cap: float, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    r"""Attention whose scores cannot exceed a bound, as in Gemma 2.
+
+    .. math:: \operatorname{softmax}\!\bigl(c\,\tanh(s\,QK^\top / c) + M\bigr)V
+
+    The mask comes after the cap: a forbidden score is :math:`-\infty`, not :math:`-c`. PyTorch's fused kernel has no
+    place for the hyperbolic tangent between scores and softmax, so this is the equation itself: it keeps several
+    tensors of ``B * H * T * S`` numbers in memory.
+
+    Args:
+        q: ``(B, H, T, Dk)`` queries.
+        k: ``(B, K, S, Dk)`` keys; ``K`` divides ``H``.
+        v: ``(B, K, S, Dv)`` values.
+        cap: bound ``c`` on the absolute value of the scaled scores, above 0.
+        mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. Default: everywhere.
+        scale: factor on the scores. Default: ``Dk ** -0.5``.
+
+    Returns:
+        ``(B, H, T, Dv)``, in the dtype of ``v``. A query that may attend nowhere gets zeros.
+
+    Raises:
+        ValueError: if ``cap`` is not above 0, shapes or dtypes of ``q``, ``k`` and ``v`` do not fit together, ``K``
+            does not divide ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
+
+    Cost: ``2 * B * H * T * S * (Dk + Dv)`` FLOPs in matrix products, ``B * H * T * S`` hyperbolic tangents.
+
+    References:
+        Gemma Team (2024), arXiv:2408.00118, section 2.
+
+    Example:
+        >>> q, k = torch.full((1, 1, 1, 1), 1e4), torch.tensor([[1.0], [-1.0]]).reshape(1, 1, 2, 1)
+        >>> v = torch.tensor([[1.0], [0.0]]).reshape(1, 1, 2, 1)
+        >>> softcap_attention(q, k, v, cap=0.5).item()  # scores ±1/2 instead of ±10000: sigmoid(1)
+        0.7310585975646973
+    """
+    _check_inputs(q, k, v)
+    scores = softcap(_scores(q, k, scale), cap)  # (B, H, T, S)
+    return masked_softmax(scores, mask) @ _for_each_query_head(v, q)
+
+
+def sink_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    r"""Attention with one more logit in the denominator; :func:`sink_attention` is the fast twin.
+
+    .. math:: o_i = \sum_j \frac{e^{z_{ij}}}{e^{\sigma_h} + \sum_l e^{z_{il}}}\, v_j, \qquad Z = s\,QK^\top + M
+
+    Args:
+        q: ``(B, H, T, Dk)`` queries.
+        k: ``(B, K, S, Dk)`` keys; ``K`` divides ``H``.
+        v: ``(B, K, S, Dv)`` values.
+        sinks: ``(H,)`` logit of the sink of each query head, in the dtype of ``q``.
+        mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. Default: everywhere.
+        scale: factor on the scores, not on the sinks. Default: ``Dk ** -0.5``.
+
+    Returns:
+        ``(B, H, T, Dv)``, in the dtype of ``v``. A query that may attend nowhere gets zeros.
+
+    Raises:
+        ValueError: if shapes or dtypes of ``q``, ``k``, ``v`` and ``sinks`` do not fit together, ``K`` does not divide
+            ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
+
+    References:
+        OpenAI (2025), arXiv:2508.10925, section 2: a learned bias in the denominator of the softmax of each head.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> sink_attention_reference(x, x, x, torch.ones(1)).item()  # e / (e + e)
+        0.5
+    """
+    _check_inputs(q, k, v)
+    _check_sinks(sinks, q)
+    (B, H, T, _), S = q.shape, k.shape[2]
+    scores = torch.cat([_scores(q, k, scale), sinks[:, None, None].expand(B, H, T, 1)], dim=-1)  # (B, H, T, S + 1)
+    mask = None if mask is None else _with_sink(mask, (B, H, T, S))
+    return masked_softmax(scores, mask)[..., :-1] @ _for_each_query_head(v, q)
+
+
+def sink_attention(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    r"""Attention with a sink: a place for weight that no key deserves, as in GPT-OSS.
+
+    .. math:: o_i = \sum_j \frac{e^{z_{ij}}}{e^{\sigma_h} + \sum_l e^{z_{il}}}\, v_j, \qquad Z = s\,QK^\top + M
+
+    The sink is one more key, whose score is :math:`\sigma_h` for every query and whose value is zero. It is appended in
+    just this way, so that PyTorch's fused kernel can do the work: the scaled queries get one more feature
+    :math:`\sigma_h`, the keys a feature 0, and the sink is the key :math:`(0, \dots, 0, 1)`.
+
+    Args:
+        q: ``(B, H, T, Dk)`` queries.
+        k: ``(B, K, S, Dk)`` keys; ``K`` divides ``H``.
+        v: ``(B, K, S, Dv)`` values.
+        sinks: ``(H,)`` logit of the sink of each query head, in the dtype of ``q``. Zeros give the softmax that has
+            one more in its denominator ("off by one").
+        mask: ``(T, S)`` or broadcastable to ``(B, H, T, S)``; True where attention is allowed. The sink always is.
+            Default: everywhere.
+        scale: factor on the scores, not on the sinks. Default: ``Dk ** -0.5``.
+
+    Returns:
+        ``(B, H, T, Dv)``, in the dtype of ``v``. A query that may attend nowhere gets zeros.
+
+    Raises:
+        ValueError: if shapes or dtypes of ``q``, ``k``, ``v`` and ``sinks`` do not fit together, ``K`` does not divide
+            ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
+
+    Cost: ``2 * B * H * T * (S + 1) * (Dk + 1 + Dv)`` FLOPs, and a copy of ``q``, ``k`` and ``v``.
+
+    References:
+        OpenAI (2025), arXiv:2508.10925, section 2. Where sinks were found: Xiao et al. (2024), arXiv:2309.17453.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> sink_attention(x, x, x, torch.ones(1)).item()  # e / (e + e)
+        0.5
+    """
+    _check_inputs(q, k, v)
+    _check_sinks(sinks, q)
+    (B, H, T, Dk), (K, S), Dv = q.shape, k.shape[1:3], v.shape[3]
+    scale = Dk**-0.5 if scale is None else scale
+    q = torch.cat([scale * q, sinks[:, None, None].expand(B, H, T, 1)], dim=-1)  # (B, H, T, Dk + 1)
+    sink = F.pad(k.new_zeros(B, K, 1, Dk), (0, 1), value=1.0)  # the key (0, …, 0, 1)
+    k = torch.cat([F.pad(k, (0, 1)), sink], dim=2)  # (B, K, S + 1, Dk + 1)
+    v = torch.cat([v, v.new_zeros(B, K, 1, Dv)], dim=2)  # (B, K, S + 1, Dv)
+    mask = None if mask is None else _with_sink(mask, (B, H, T, S))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=H != K)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -346,6 +591,42 @@ def causal_mask(t: int, s: int | None = None, *, device: torch.device | str | No
     check_at_least("number of queries t", t, 0)
     check_at_least("number of keys s", s, t, hint=f"the t = {t} queries are the last of the s positions")
     return torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)
+
+
+def sliding_window_mask(
+    t: int, s: int | None = None, *, window: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Causal mask that lets a position see only the last ``window`` positions, itself included.
+
+    As in :func:`causal_mask` the queries are the last ``t`` of ``s`` positions: query ``i`` may see key ``j`` where
+    ``i + (s - t) - window < j <= i + (s - t)``.
+
+    Args:
+        t: number of queries.
+        s: number of keys, at least ``t``. Default: ``t``.
+        window: number of keys ``W`` that a query sees, itself included; the first queries see fewer.
+        device: where the mask is made. Default: torch's default device.
+
+    Returns:
+        ``(T, S)`` boolean mask, True where attention is allowed.
+
+    Raises:
+        ValueError: if ``t`` is negative, ``s < t``, or ``window`` is below 1.
+
+    References:
+        Beltagy et al. (2020), arXiv:2004.05150, section 3.1; causal as in Jiang et al. (2023), arXiv:2310.06825. The
+        window counts as in transformers: a query sees itself and ``window - 1`` before it.
+
+    Example:
+        >>> sliding_window_mask(4, window=2).int()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [0, 1, 1, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    check_at_least("window", window, 1, hint="a query sees at least itself")
+    mask = causal_mask(t, s, device=device)
+    return mask.triu(mask.shape[1] - t - window + 1)
 
 
 def padding_mask(lengths: Tensor, s: int) -> Tensor:
@@ -453,6 +734,24 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(start_dim=2)
 
 
+def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    """Return the scaled scores, ``(B, H, T, S)``."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return scale * (q @ _for_each_query_head(k, q).mT)
+
+
+def _for_each_query_head(x: Tensor, q: Tensor) -> Tensor:
+    """Repeat the ``K`` shared heads of keys or values ``(B, K, S, ·)`` for the ``H`` query heads."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _with_sink(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the mask ``(…, S)`` with a last column for the sink, which every query may see."""
+    _check_mask(mask, shape)
+    mask = mask.expand(*mask.shape[:-1], shape[-1]) if mask.ndim > 1 else mask.expand(1, shape[-1])
+    return F.pad(mask, (0, 1), value=True)
+
+
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Check what q, k and v must agree in."""
     check_ndim("q", q.shape, ("B", "H", "T", "Dk"))
@@ -481,3 +780,16 @@ def _check_lengths(name: str, lengths: Tensor, most: int) -> None:
     for length in lengths.tolist():
         if not 0 <= length <= most:
             raise ValueError(f"{name} holds {length}, expected 0 to {most}: every token that is counted must fit")
+
+
+def _check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
+    """Check that numbers to add to the scores are of their dtype and fit them."""
+    check_equal("dtype of bias", bias.dtype, "dtype of q", q.dtype, hint="convert it with .to; a mask goes into mask")
+    check_broadcastable("bias", bias.shape, (*q.shape[:3], k.shape[2]), hint="expected (T, S), or (B or 1, H or 1, …)")
+
+
+def _check_sinks(sinks: Tensor, q: Tensor) -> None:
+    """Check that there is one sink for each query head."""
+    check_ndim("sinks", sinks.shape, ("H",), hint="one logit for each query head")
+    check_equal("number of sinks", sinks.shape[0], "heads of q", q.shape[1], hint="one logit for each query head")
+    check_equal("dtype of sinks", sinks.dtype, "dtype of q", q.dtype, hint="convert them with .to")
