@@ -268,16 +268,16 @@ class ModelConfig:
             found[f.name] = list(value) if isinstance(value, tuple) else value
         return {name: value for name, value in found.items() if name not in ("architectures", "dtype") or value}
 
-    def architecture(self) -> roofline.Transformer:
+    def transformer(self) -> roofline.Transformer:
         """Describe the model for :mod:`llm_study.core.roofline`, which counts its parameters, FLOPs and bytes.
 
         Returns:
             The architecture.
 
         Raises:
-            NotImplementedError: if the family does not say what its layers are.
+            NotImplementedError: in this class, which knows of no layers.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not describe its layers")
+        raise NotImplementedError(f"{type(self).__name__} knows of no layers")
 
 
 # --- GPT-2 and BERT
@@ -339,6 +339,22 @@ class GPT2Config(ModelConfig):
         _check_sizes(self, "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
         check_divides("n_head", self.n_head, "n_embd", self.n_embd)
 
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        D, H = self.n_embd, self.n_head
+        return roofline.Transformer(
+            vocab_size=self.vocab_size,
+            hidden_size=D,
+            layers=self.n_layer * (_biased_layer(D, H, self.n_inner),),
+            tie_word_embeddings=self.tie_word_embeddings,
+            learned_positions=self.n_positions,
+            norm_bias=True,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(ModelConfig):
@@ -393,6 +409,31 @@ class BertConfig(ModelConfig):
         _check_sizes(self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         _check_sizes(self, "max_position_embeddings", "type_vocab_size")
         check_divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture, without the layer of next-sentence prediction; where ``architectures`` says ``BertModel``,
+            without any head.
+        """
+        D, H = self.hidden_size, self.num_attention_heads
+        return roofline.Transformer(
+            vocab_size=self.vocab_size,
+            hidden_size=D,
+            layers=self.num_hidden_layers * (_biased_layer(D, H, self.intermediate_size),),
+            tie_word_embeddings=self.tie_word_embeddings,
+            learned_positions=self.max_position_embeddings + self.type_vocab_size,
+            norm_bias=True,
+            head="none" if self.architectures == ("BertModel",) else "masked",
+        )
+
+
+def _biased_layer(hidden_size: int, heads: int, width: int) -> roofline.Layer:
+    """Describe a layer as GPT-2 and BERT have it: as many keys as queries, and biases everywhere."""
+    Dh = hidden_size // heads
+    attention = roofline.Attention(num_attention_heads=heads, head_dim=Dh, qkv_bias=True, output_bias=True)
+    return roofline.Layer(attention=attention, feed_forward=roofline.FeedForward(intermediate_size=width, bias=True))
 
 
 # --- decoders with rotary positions
@@ -476,6 +517,31 @@ class DecoderConfig(ModelConfig):
         """
         return self.rope_parameters
 
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer()
+
+    def _transformer(self, *, bias: bool = False, norms: int = 2, **attention: bool) -> roofline.Transformer:
+        """Describe layers whose feed-forward part may have biases, with so many norms, and attention as it is said."""
+        H, K, Dh = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        wide = roofline.FeedForward(intermediate_size=self.intermediate_size, gated=True, bias=bias)
+        heads = (
+            roofline.Attention(
+                num_attention_heads=H, num_key_value_heads=K, head_dim=Dh, window=self.window(i), **attention
+            )
+            for i in range(self.num_hidden_layers)
+        )
+        return roofline.Transformer(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            layers=tuple(roofline.Layer(attention=x, feed_forward=wide, norms=norms) for x in heads),
+            tie_word_embeddings=self.tie_word_embeddings,
+        )
+
     @classmethod
     def _gather(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
         values = super()._gather(raw)
@@ -520,6 +586,14 @@ class LlamaConfig(DecoderConfig):
     mlp_bias: bool = False
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
+
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(bias=self.mlp_bias, qkv_bias=self.attention_bias, output_bias=self.attention_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -602,6 +676,14 @@ class Olmo2Config(DecoderConfig):
     attention_bias: bool = False
     eos_token_id: int | tuple[int, ...] | None = 50279
     pad_token_id: int | None = 1
+
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(wide_qk_norm=True, qkv_bias=self.attention_bias, output_bias=self.attention_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -688,6 +770,14 @@ class Qwen2Config(_LayeredConfig):
     def _layer_type(self, layer: int) -> str:
         return SLIDING if self.sliding_window is not None and layer >= self.max_window_layers else FULL
 
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(qkv_bias=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3Config(Qwen2Config):
@@ -715,6 +805,14 @@ class Qwen3Config(Qwen2Config):
 
     head_dim: int = 128
     attention_bias: bool = False
+
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(qk_norm=True, qkv_bias=self.attention_bias, output_bias=self.attention_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -771,6 +869,14 @@ class Gemma2Config(_LayeredConfig):
     def _layer_type(self, layer: int) -> str:
         return FULL if layer % 2 else SLIDING
 
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(norms=4, qkv_bias=self.attention_bias, output_bias=self.attention_bias)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma3TextConfig(Gemma2Config):
@@ -819,6 +925,14 @@ class Gemma3TextConfig(Gemma2Config):
 
     def _layer_type(self, layer: int) -> str:
         return _pattern(6, layer)
+
+    def transformer(self) -> roofline.Transformer:
+        """Describe the model for :mod:`llm_study.core.roofline`.
+
+        Returns:
+            The architecture.
+        """
+        return self._transformer(norms=4, qk_norm=True, qkv_bias=self.attention_bias, output_bias=self.attention_bias)
 
     @classmethod
     def _gather(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
