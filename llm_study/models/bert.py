@@ -6,7 +6,8 @@ of sentence embeddings are, makes a model without a head.
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from llm_study.core.config import BertConfig
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, merge_heads, split_heads
-from llm_study.models._inputs import check_indices, check_mask
+from llm_study.models._common import check_indices, check_mask, draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.basic import LayerNorm
 
 __all__ = ["BertOutput", "BertForMaskedLM"]
 
-UNUSED = re.compile(r"^(bert\.)?(pooler\.|embeddings\.position_ids$)|^cls\.seq_relationship\.")
-"""What files may hold and this model has no use for: the heads of next-sentence prediction, and a constant."""
+HEAD = "cls.predictions."
 
 
 class BertOutput(NamedTuple):
@@ -44,6 +44,8 @@ class BertOutput(NamedTuple):
 
 class BertForMaskedLM(PretrainedModel):
     """BERT, with the head that predicts masked tokens where there is one.
+
+    Fresh matrices are normal with standard deviation ``config.initializer_range``, fresh biases are 0.
 
     Args:
         config: sizes, activation, ε of the norms and probabilities of dropout.
@@ -72,12 +74,23 @@ class BertForMaskedLM(PretrainedModel):
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
+    unused: ClassVar[tuple[str, ...]] = (
+        r"bert\.pooler\.dense\.(weight|bias)",  # these two are of next-sentence prediction
+        r"cls\.seq_relationship\.(weight|bias)",
+        r"bert\.embeddings\.position_ids",  # old files: 0, 1, 2, …
+    )
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = _Body(config)
         self.cls: nn.ModuleDict | None = nn.ModuleDict({"predictions": _Predictions(config)})
-        self.finish()
+        self.apply(partial(draw, std=config.initializer_range))
+        self.tie()
+
+    @property
+    def hub_name(self) -> str:
+        """Name of the class by which transformers knows the model; written into ``config.json``."""
+        return "BertModel" if self.cls is None else "BertForMaskedLM"
 
     def forward(
         self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, types: Tensor | None = None
@@ -111,9 +124,39 @@ class BertForMaskedLM(PretrainedModel):
                 ``weight`` and ``bias`` or with the older ``gamma`` and ``beta``.
 
         Returns:
-            ``(…)`` tensors by the names of our parameters; what the model has no use for is left out.
+            ``(…)`` tensors by the names of our parameters.
         """
-        return {_our_name(name): tensor for name, tensor in tensors.items() if not UNUSED.search(name)}
+        return {_our_name(name): tensor for name, tensor in tensors.items()}
+
+    @classmethod
+    def to_hub(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change our names into those of a file.
+
+        Args:
+            tensors: ``(…)`` tensors by the names of our parameters.
+
+        Returns:
+            ``(…)`` the same, without the prefix ``bert.`` where there is no head.
+        """
+        headless = not any(name.startswith(HEAD) for name in tensors)
+        return {name.removeprefix("bert.") if headless else name: tensor for name, tensor in tensors.items()}
+
+    def load_hub(self, tensors: Mapping[str, Tensor], *, source: object = "the given tensors") -> Self:
+        """Copy the tensors of a folder into the parameters; where they have no tensor of the head, drop the head.
+
+        Args:
+            tensors: ``(…)`` what the files hold, by name.
+            source: where they are from, for messages.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if tensors are missing, superfluous or of another shape, or if only part of the head is there.
+        """
+        if not any(name.startswith(HEAD) for name in tensors):
+            self.cls = None
+        return super().load_hub(tensors, source=source)
 
 
 class _Body(nn.Module):

@@ -7,6 +7,7 @@ folder is read or written.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,18 +17,20 @@ from torch import Tensor, nn
 from llm_study.core.config import GPT2Config
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
-from llm_study.models._inputs import check_indices, check_mask
+from llm_study.models._common import check_indices, check_mask, draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.basic import LayerNorm
 
 __all__ = ["GPT2ForCausalLM"]
 
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-CONSTANTS = re.compile(r"\.attn\.(bias|masked_bias)$")  # the causal mask, which old files store as if it were learned
 
 
 class GPT2ForCausalLM(PretrainedModel):
     """GPT-2 with its language-model head.
+
+    Fresh matrices are normal with standard deviation ``config.initializer_range``, those that add to the residual
+    stream by ``sqrt(2 * L)`` smaller, and fresh biases are 0.
 
     Args:
         config: sizes, activation, ε of the norms and probabilities of dropout.
@@ -54,12 +57,22 @@ class GPT2ForCausalLM(PretrainedModel):
     """
 
     tied: ClassVar[Mapping[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
+    unused: ClassVar[tuple[str, ...]] = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)  # old files: causal mask
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         self.transformer = _Body(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.finish()
+        self.apply(partial(draw, std=config.initializer_range))
+        for name, weight in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # 2 * L of them add to the residual stream
+                nn.init.normal_(weight, std=config.initializer_range / (2 * config.n_layer) ** 0.5)
+        self.tie()
+
+    @property
+    def hub_name(self) -> str:
+        """Name of the class by which transformers knows the model; written into ``config.json``."""
+        return "GPT2LMHeadModel"
 
     def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Return the logits of the token that follows each position.
@@ -89,10 +102,9 @@ class GPT2ForCausalLM(PretrainedModel):
             tensors: ``(…)`` tensors by their names in the file, with the prefix ``transformer.`` or without it.
 
         Returns:
-            ``(…)`` tensors by the names of our parameters; matrices of projections are transposed, constants left out.
+            ``(…)`` tensors by the names of our parameters; matrices of projections are transposed.
         """
-        renamed = {_with_prefix(name): tensor for name, tensor in tensors.items() if not CONSTANTS.search(name)}
-        return {name: tensor.mT if TRANSPOSED.search(name) else tensor for name, tensor in renamed.items()}
+        return _transposed({_with_prefix(name): tensor for name, tensor in tensors.items()})
 
     @classmethod
     def to_hub(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +116,7 @@ class GPT2ForCausalLM(PretrainedModel):
         Returns:
             ``(…)`` tensors by the same names; matrices of projections are transposed.
         """
-        return {name: tensor.mT if TRANSPOSED.search(name) else tensor for name, tensor in tensors.items()}
+        return _transposed(tensors)
 
 
 class _Body(nn.Module):
@@ -129,8 +141,8 @@ class _Body(nn.Module):
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
         for block in self.h:
             x = block(x, mask)
-        x = self.ln_f(x)
-        return x
+        y: Tensor = self.ln_f(x)
+        return y
 
 
 class _Block(nn.Module):
@@ -179,6 +191,13 @@ class _FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.c_proj(self.activation(self.c_fc(x))))
+
+
+def _transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, the matrices of projections transposed; one that is no matrix stays, to be refused later."""
+    return {
+        name: tensor.mT if TRANSPOSED.search(name) and tensor.ndim == 2 else tensor for name, tensor in tensors.items()
+    }
 
 
 def _with_prefix(name: str) -> str:

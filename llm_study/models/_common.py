@@ -1,6 +1,6 @@
-"""What models check before they compute: masks of real tokens, and numbers that choose a learned vector."""
+"""What GPT-2 and BERT share: checks of masks and of numbers that choose a learned vector, and fresh weights."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_boolean, check_equal
 
@@ -20,3 +20,11 @@ def check_indices(name: str, indices: Tensor, ids: Tensor, count_name: str, coun
     if indices.numel():
         check_at_least(f"the smallest of {name}", int(indices.min()), 0)
         check_at_least(count_name, count, int(indices.max()) + 1, hint=f"the largest of {name} is {int(indices.max())}")
+
+
+def draw(module: nn.Module, std: float) -> None:
+    """Make the matrix of a linear layer or an embedding normal, and its bias 0; leave other modules as they are."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
