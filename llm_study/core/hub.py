@@ -305,8 +305,12 @@ def _split(tensors: "Mapping[str, Tensor]", max_shard_bytes: int) -> "list[dict[
 def _write_tensors(file: Path, tensors: "Mapping[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
-    whole = {  # what is a part of a larger memory is copied out of it
-        name: x.contiguous() if x.untyped_storage().nbytes() == _bytes(x) else x.contiguous().clone()
-        for name, x in tensors.items()
-    }
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, x in tensors.items():
+        x, memory = x.contiguous(), x.untyped_storage()
+        if memory.nbytes() != _bytes(x) or memory.data_ptr() in seen:  # a part of a larger memory is copied out of it
+            x = x.clone()
+        seen.add(memory.data_ptr())
+        whole[name] = x
     save_file(whole, file, metadata={"format": "pt"})
