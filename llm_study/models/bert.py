@@ -265,4 +265,4 @@ class _Predictions(nn.Module):
 def _our_name(name: str) -> str:
     """Return the name of one of our parameters, from any of those that files have for it."""
     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-    return f"bert.{name}" if re.match(r"(embeddings|encoder)\.", name) else name
+    return f"bert.{name}" if re.match(r"(embeddings|encoder|pooler)\.", name) else name
