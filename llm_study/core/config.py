@@ -189,6 +189,9 @@ class ModelConfig:
         architectures: names of the classes whose weights lie beside the file.
         dtype: name of the dtype of these weights, such as ``"bfloat16"``.
 
+    Attributes:
+        model_type: the family, by the name that ``config.json`` has for it; the same for all objects of a class.
+
     Raises:
         ValueError: if a size is below 1.
 
@@ -198,7 +201,7 @@ class ModelConfig:
     """
 
     model_type: ClassVar[str] = ""
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_decoder": (False,), "add_cross_attention": (False,)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_decoder": (False,), "add_cross_attention": (False,)}
 
     vocab_size: int
     tie_word_embeddings: bool = False
@@ -245,7 +248,7 @@ class ModelConfig:
         if raw.get("quantization_config"):
             raise ValueError("quantization_config is set: quantized weights are not read")
         for kind in cls.__mro__:
-            for name, allowed in vars(kind).get("only", {}).items():
+            for name, allowed in vars(kind).get("_only", {}).items():
                 if name in raw and raw[name] not in allowed:
                     raise ValueError(f"{name} is {raw[name]!r}, expected {' or '.join(map(repr, allowed))}")
 
@@ -320,7 +323,7 @@ class GPT2Config(ModelConfig):
     """
 
     model_type: ClassVar[str] = "gpt2"
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     }
@@ -395,7 +398,7 @@ class BertConfig(ModelConfig):
     """
 
     model_type: ClassVar[str] = "bert"
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"position_embedding_type": ("absolute",)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"position_embedding_type": ("absolute",)}
 
     hidden_size: int
     num_hidden_layers: int
@@ -475,7 +478,7 @@ class DecoderConfig(ModelConfig):
         (4, 8, None)
     """
 
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_bidirectional_attention": (False, None)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_bidirectional_attention": (False, None)}
 
     hidden_size: int
     intermediate_size: int
