@@ -28,6 +28,7 @@ __all__ = [
     "Qwen2Config",
     "Qwen3Config",
     "Rope",
+    "WindowedConfig",
     "config_from_dict",
     "model_types",
 ]
@@ -669,7 +670,7 @@ class Olmo2Config(DecoderConfig):
         ValueError: as :class:`DecoderConfig`.
 
     References:
-        OLMo Team (2024), arXiv:2501.00656.
+        Team OLMo (2024), arXiv:2501.00656.
 
     Example:
         >>> Olmo2Config(
@@ -696,8 +697,26 @@ class Olmo2Config(DecoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LayeredConfig(DecoderConfig):
-    """A decoder in which each layer sees all keys or a window of them, as ``layer_types`` says."""
+class WindowedConfig(DecoderConfig):
+    """A decoder in which each layer sees all keys or a window of them, as ``layer_types`` says.
+
+    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+
+    Args:
+        sliding_window: how many keys a query sees in a layer with a window, itself included; None if there is none.
+        layer_types: ``"full_attention"`` or ``"sliding_attention"`` for each layer. Default: as the family has it; here
+            no windows.
+
+    Raises:
+        ValueError: as :class:`DecoderConfig`; or if ``layer_types`` does not fit the layers.
+
+    Example:
+        >>> sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        >>> kinds = ("sliding_attention", "full_attention")
+        >>> config = WindowedConfig(**sizes, num_hidden_layers=2, layer_types=kinds, sliding_window=8)
+        >>> [config.window(layer) for layer in range(2)]
+        [8, None]
+    """
 
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] = ()
@@ -712,7 +731,7 @@ class _LayeredConfig(DecoderConfig):
         self._check_layer_types()
 
     def _layer_type(self, layer: int) -> str:
-        raise NotImplementedError
+        return FULL
 
     def _check_layer_types(self) -> None:
         n, kinds = self.num_hidden_layers, self.layer_types
@@ -737,10 +756,10 @@ class _LayeredConfig(DecoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(_LayeredConfig):
+class Qwen2Config(WindowedConfig):
     """Qwen2 and Qwen2.5: as Llama, with biases of queries, keys and values, and windows in the upper layers if any.
 
-    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`WindowedConfig`.
 
     Args:
         hidden_act: name of the activation of the gate.
@@ -792,7 +811,8 @@ class Qwen2Config(_LayeredConfig):
 class Qwen3Config(Qwen2Config):
     """Qwen3: as Qwen2, with norms of queries and keys instead of biases.
 
-    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`Qwen2Config`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig`, :class:`WindowedConfig` and
+    :class:`Qwen2Config`.
 
     Args:
         attention_bias: whether the four projections of attention have a bias.
@@ -801,7 +821,7 @@ class Qwen3Config(Qwen2Config):
         ValueError: as :class:`Qwen2Config`.
 
     References:
-        Qwen Team (2025), arXiv:2505.09388.
+        Yang et al. (2025), arXiv:2505.09388.
 
     Example:
         >>> Qwen3Config(
@@ -825,10 +845,10 @@ class Qwen3Config(Qwen2Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma2Config(_LayeredConfig):
+class Gemma2Config(WindowedConfig):
     """Gemma 2: norms before and after the sublayers, soft caps, and a window in every other layer.
 
-    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`WindowedConfig`.
 
     Args:
         hidden_activation: name of the activation of the gate.
@@ -892,8 +912,8 @@ class Gemma3TextConfig(Gemma2Config):
     """Gemma 3, its text part: as Gemma 2, with norms of queries and keys instead of caps, five windows to a full layer.
 
     Layers with a window rotate positions otherwise than those without. In a file the two are entries of
-    ``rope_parameters``. Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and
-    :class:`Gemma2Config`.
+    ``rope_parameters``. Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig`,
+    :class:`WindowedConfig` and :class:`Gemma2Config`.
 
     Args:
         rope_parameters: how positions are rotated in layers that see all keys.
