@@ -16,21 +16,21 @@ from llm_study.core import roofline
 from llm_study.core.checks import check_at_least, check_divides
 
 __all__ = [
-    "BertConfig",
-    "DecoderConfig",
-    "GPT2Config",
-    "Gemma2Config",
-    "Gemma3TextConfig",
-    "LlamaConfig",
-    "MistralConfig",
-    "ModelConfig",
-    "Olmo2Config",
-    "Qwen2Config",
-    "Qwen3Config",
-    "Rope",
-    "WindowedConfig",
     "config_from_dict",
     "model_types",
+    "ModelConfig",
+    "GPT2Config",
+    "BertConfig",
+    "DecoderConfig",
+    "Rope",
+    "LlamaConfig",
+    "MistralConfig",
+    "Olmo2Config",
+    "WindowedConfig",
+    "Qwen2Config",
+    "Qwen3Config",
+    "Gemma2Config",
+    "Gemma3TextConfig",
 ]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
