@@ -236,6 +236,17 @@ def test_rotations_and_masks_are_made_once_for_all_layers(family: str, tables: i
 
 
 @every_family
+def test_everything_is_made_where_the_ids_are(family: str) -> None:
+    kind, config = FAMILIES[family]
+    with torch.device("meta"):  # a tensor on another device would not meet those here
+        model = kind(config)
+    ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
+    for options in ({}, {"mask": ids == 0}, {"positions": ids}):
+        y = model.model(ids, **options)
+        assert (y.shape, y.device.type) == ((2, 9, 12), "meta")
+
+
+@every_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_dtype_stays_and_is_near(family: str, dtype: torch.dtype) -> None:
     ids, exact = random_ids(2, 9), model_of(family)
