@@ -268,6 +268,12 @@ class ModelConfig:
             found[f.name] = list(value) if isinstance(value, tuple) else value
         return {name: value for name, value in found.items() if name not in ("architectures", "dtype") or value}
 
+    @property
+    def max_length(self) -> int:
+        """The longest text that the model was made for, in tokens, whatever the family calls it."""
+        name = "n_positions" if hasattr(self, "n_positions") else "max_position_embeddings"
+        return int(getattr(self, name))
+
     def transformer(self) -> roofline.Transformer:
         """Describe the model for :mod:`llm_study.core.roofline`, which counts its parameters, FLOPs and bytes.
 

@@ -543,7 +543,7 @@ def parameters(model: Transformer) -> Parameters:
     """
     D, layers = model.hidden_size, model.layers
     norm, masked = D * (1 + model.norm_bias), model.head == "masked"
-    untied = model.vocab_size * (D + masked) * (model.head != "none" and not model.tie_word_embeddings)
+    untied = model.vocab_size * D * (model.head != "none" and not model.tie_word_embeddings)
     feed_forward = sum(layer.feed_forward.parameters(D) for layer in layers)
     return Parameters(
         embedding=(model.vocab_size + model.learned_positions) * D,
