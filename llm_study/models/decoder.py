@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         norm: the norm of width ``D`` after the last layer.
         embedding: ``(V, D)`` embedding of the ids. Default: a plain one.
         attend: ``(q, k, v, *, mask, scale) → (B, H, T, Dh)``, attention under a mask.
-        causal: ``(q, k, v, *, scale) → (B, H, T, Dh)``, the same under the causal mask; None for ``attend`` with that mask.
+        causal: ``(q, k, v, *, scale) → (B, H, T, Dh)``, the same, causal. None: ``attend`` with the causal mask.
         cos_sin: ``(positions, frequencies, *, dtype) → (cos, sin)``, tables of the rotations.
 
     Attributes:
