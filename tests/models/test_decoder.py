@@ -132,7 +132,8 @@ def test_padding_changes_nothing(family: str, side: str) -> None:
 def test_neighbors_in_the_batch_change_nothing(family: str) -> None:
     model, ids = model_of(family), random_ids(4, 9)
     mask = torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]
-    for options in ({}, {"mask": mask}, {"positions": torch.arange(9) + torch.tensor([0, 5, 0, 90])[:, None]}):
+    positions = torch.arange(9) * torch.tensor([1, 2, 1, 7])[:, None]  # a mere shift of a row would not be seen
+    for options in ({}, {"mask": mask}, {"positions": positions}):
         together = model(ids, **options)
         for b in range(4):
             alone = model(ids[b : b + 1], **{name: x[b : b + 1] for name, x in options.items()})
