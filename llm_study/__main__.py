@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 Row = tuple[str, int, str]  # what it is, how many, in other words
 Section = tuple[str, list[Row]]
+UNITS = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 # --- params
@@ -120,8 +121,8 @@ def memory(model: "Transformer") -> Section:
 
 
 def gibibytes(number: int) -> str:
-    """Return bytes in a unit that people read: GiB, or MiB and KiB where there is less than one."""
-    unit, size = next((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1)) if number >= s)
+    """Return bytes, at least one, in the largest unit of which there is one."""
+    unit, size = next((u, s) for u, s in UNITS.items() if number >= s)
     return f"{number / size:,.4g} {unit}"
 
 

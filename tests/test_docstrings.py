@@ -114,15 +114,19 @@ def problems_of_class(kind: type) -> list[str]:
     """
     if not (kind.__doc__ or "").strip():
         return ["the docstring is missing"]
-    parts, signature = sections(kind.__doc__ or ""), signature_of(kind.__init__)
+    parts, signature = sections(kind.__doc__ or ""), signature_of(kind if issubclass(kind, tuple) else kind.__init__)
     bases = [base for base in kind.__mro__[1:] if is_dataclass(base)]
     elsewhere = {name for base in bases for name in entries(sections(base.__doc__ or "").get("Args", ""))}
     elsewhere -= entries(parts.get("Args", "")).keys()
     own = [p for name, p in signature.parameters.items() if name not in elsewhere]
     found = list(problems_of_arguments(parts, signature.replace(parameters=own)))
-    # the constructor of a dataclass is generated and has no source; what runs after it checks
+    # the constructor of a dataclass is generated and has no source, what runs after it checks; a named tuple has none
     checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__
-    if checks and raises_value_error(checks) and "ValueError" not in entries(parts.get("Raises", "")):
+    if (
+        inspect.isfunction(checks)
+        and raises_value_error(checks)
+        and "ValueError" not in entries(parts.get("Raises", ""))
+    ):
         found.append("its constructor raises ValueError: say when, under Raises")
     if ">>>" not in parts.get("Example", "") + parts.get("Examples", ""):
         found.append("Example is missing")

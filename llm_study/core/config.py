@@ -16,20 +16,21 @@ from llm_study.core import roofline
 from llm_study.core.checks import check_at_least, check_divides
 
 __all__ = [
-    "BertConfig",
-    "DecoderConfig",
-    "GPT2Config",
-    "Gemma2Config",
-    "Gemma3TextConfig",
-    "LlamaConfig",
-    "MistralConfig",
-    "ModelConfig",
-    "Olmo2Config",
-    "Qwen2Config",
-    "Qwen3Config",
-    "Rope",
     "config_from_dict",
     "model_types",
+    "ModelConfig",
+    "GPT2Config",
+    "BertConfig",
+    "DecoderConfig",
+    "Rope",
+    "LlamaConfig",
+    "MistralConfig",
+    "Olmo2Config",
+    "WindowedConfig",
+    "Qwen2Config",
+    "Qwen3Config",
+    "Gemma2Config",
+    "Gemma3TextConfig",
 ]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -189,6 +190,9 @@ class ModelConfig:
         architectures: names of the classes whose weights lie beside the file.
         dtype: name of the dtype of these weights, such as ``"bfloat16"``.
 
+    Attributes:
+        model_type: the family, by the name that ``config.json`` has for it; the same for all objects of a class.
+
     Raises:
         ValueError: if a size is below 1.
 
@@ -198,7 +202,7 @@ class ModelConfig:
     """
 
     model_type: ClassVar[str] = ""
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_decoder": (False,), "add_cross_attention": (False,)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_decoder": (False,), "add_cross_attention": (False,)}
 
     vocab_size: int
     tie_word_embeddings: bool = False
@@ -245,7 +249,7 @@ class ModelConfig:
         if raw.get("quantization_config"):
             raise ValueError("quantization_config is set: quantized weights are not read")
         for kind in cls.__mro__:
-            for name, allowed in vars(kind).get("only", {}).items():
+            for name, allowed in vars(kind).get("_only", {}).items():
                 if name in raw and raw[name] not in allowed:
                     raise ValueError(f"{name} is {raw[name]!r}, expected {' or '.join(map(repr, allowed))}")
 
@@ -320,7 +324,7 @@ class GPT2Config(ModelConfig):
     """
 
     model_type: ClassVar[str] = "gpt2"
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     }
@@ -395,7 +399,7 @@ class BertConfig(ModelConfig):
     """
 
     model_type: ClassVar[str] = "bert"
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"position_embedding_type": ("absolute",)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"position_embedding_type": ("absolute",)}
 
     hidden_size: int
     num_hidden_layers: int
@@ -475,7 +479,7 @@ class DecoderConfig(ModelConfig):
         (4, 8, None)
     """
 
-    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_bidirectional_attention": (False, None)}
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_bidirectional_attention": (False, None)}
 
     hidden_size: int
     intermediate_size: int
@@ -666,7 +670,7 @@ class Olmo2Config(DecoderConfig):
         ValueError: as :class:`DecoderConfig`.
 
     References:
-        OLMo Team (2024), arXiv:2501.00656.
+        Team OLMo (2024), arXiv:2501.00656.
 
     Example:
         >>> Olmo2Config(
@@ -693,8 +697,26 @@ class Olmo2Config(DecoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LayeredConfig(DecoderConfig):
-    """A decoder in which each layer sees all keys or a window of them, as ``layer_types`` says."""
+class WindowedConfig(DecoderConfig):
+    """A decoder in which each layer sees all keys or a window of them, as ``layer_types`` says.
+
+    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+
+    Args:
+        sliding_window: how many keys a query sees in a layer with a window, itself included; None if there is none.
+        layer_types: ``"full_attention"`` or ``"sliding_attention"`` for each layer. Default: as the family has it; here
+            no windows.
+
+    Raises:
+        ValueError: as :class:`DecoderConfig`; or if ``layer_types`` does not fit the layers.
+
+    Example:
+        >>> sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        >>> kinds = ("sliding_attention", "full_attention")
+        >>> config = WindowedConfig(**sizes, num_hidden_layers=2, layer_types=kinds, sliding_window=8)
+        >>> [config.window(layer) for layer in range(2)]
+        [8, None]
+    """
 
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] = ()
@@ -709,7 +731,7 @@ class _LayeredConfig(DecoderConfig):
         self._check_layer_types()
 
     def _layer_type(self, layer: int) -> str:
-        raise NotImplementedError
+        return FULL
 
     def _check_layer_types(self) -> None:
         n, kinds = self.num_hidden_layers, self.layer_types
@@ -734,10 +756,10 @@ class _LayeredConfig(DecoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(_LayeredConfig):
+class Qwen2Config(WindowedConfig):
     """Qwen2 and Qwen2.5: as Llama, with biases of queries, keys and values, and windows in the upper layers if any.
 
-    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`WindowedConfig`.
 
     Args:
         hidden_act: name of the activation of the gate.
@@ -789,7 +811,8 @@ class Qwen2Config(_LayeredConfig):
 class Qwen3Config(Qwen2Config):
     """Qwen3: as Qwen2, with norms of queries and keys instead of biases.
 
-    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`Qwen2Config`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig`, :class:`WindowedConfig` and
+    :class:`Qwen2Config`.
 
     Args:
         attention_bias: whether the four projections of attention have a bias.
@@ -798,7 +821,7 @@ class Qwen3Config(Qwen2Config):
         ValueError: as :class:`Qwen2Config`.
 
     References:
-        Qwen Team (2025), arXiv:2505.09388.
+        Yang et al. (2025), arXiv:2505.09388.
 
     Example:
         >>> Qwen3Config(
@@ -822,10 +845,10 @@ class Qwen3Config(Qwen2Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma2Config(_LayeredConfig):
+class Gemma2Config(WindowedConfig):
     """Gemma 2: norms before and after the sublayers, soft caps, and a window in every other layer.
 
-    Beside these there are the fields of :class:`ModelConfig` and :class:`DecoderConfig`.
+    Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and :class:`WindowedConfig`.
 
     Args:
         hidden_activation: name of the activation of the gate.
@@ -889,8 +912,8 @@ class Gemma3TextConfig(Gemma2Config):
     """Gemma 3, its text part: as Gemma 2, with norms of queries and keys instead of caps, five windows to a full layer.
 
     Layers with a window rotate positions otherwise than those without. In a file the two are entries of
-    ``rope_parameters``. Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig` and
-    :class:`Gemma2Config`.
+    ``rope_parameters``. Beside these there are the fields of :class:`ModelConfig`, :class:`DecoderConfig`,
+    :class:`WindowedConfig` and :class:`Gemma2Config`.
 
     Args:
         rope_parameters: how positions are rotated in layers that see all keys.

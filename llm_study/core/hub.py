@@ -17,7 +17,7 @@ from llm_study.core.checks import check_at_least
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONFIG", "INDEX", "WEIGHTS", "load_tensors", "read_config", "read_json", "save_folder"]
+__all__ = ["read_config", "load_tensors", "save_folder", "read_json", "CONFIG", "INDEX", "WEIGHTS"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -86,6 +86,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def load_tensors(folder: str | os.PathLike[str]) -> "dict[str, Tensor]":
     """Read the weights of a model's folder, from ``model.safetensors``, else from the shards that its index names.
+
+    Links are followed within the folder; in a cache of the hub, also from a snapshot to its blobs.
 
     Args:
         folder: path of the folder.
@@ -305,8 +307,12 @@ def _split(tensors: "Mapping[str, Tensor]", max_shard_bytes: int) -> "list[dict[
 def _write_tensors(file: Path, tensors: "Mapping[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
-    whole = {  # what is a part of a larger memory is copied out of it
-        name: x.contiguous() if x.untyped_storage().nbytes() == _bytes(x) else x.contiguous().clone()
-        for name, x in tensors.items()
-    }
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, x in tensors.items():
+        x, memory = x.contiguous(), x.untyped_storage()
+        if memory.nbytes() != _bytes(x) or memory.data_ptr() in seen:  # a part of a larger memory is copied out of it
+            x = x.clone()
+        seen.add(memory.data_ptr())
+        whole[name] = x
     save_file(whole, file, metadata={"format": "pt"})

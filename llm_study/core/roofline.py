@@ -458,7 +458,7 @@ class Transformer:
 
     @property
     def head_matmul_parameters(self) -> int:
-        """Entries of the matrices of the head, also where one is tied: ``V * D``, and ``D * D`` before it in BERT's."""
+        """Entries of the matrices of the head, ``V * D`` also where it is tied, and ``D * D`` before it in BERT."""
         D = self.hidden_size
         return 0 if self.head == "none" else self.vocab_size * D + D * D * (self.head == "masked")
 

@@ -12,7 +12,7 @@ from llm_study.core.config import ModelConfig, config_from_dict, model_types
 from llm_study.core.hub import CONFIG, load_tensors, read_config
 from llm_study.models.base import PretrainedModel
 
-__all__ = ["architectures", "from_pretrained", "model_class"]
+__all__ = ["from_pretrained", "model_class", "architectures"]
 
 _MODULES = {
     "bert": ("bert", "BertForMaskedLM", ("BertForMaskedLM", "BertForPreTraining", "BertModel")),

@@ -63,7 +63,7 @@ class PretrainedModel(nn.Module):
             tensors: ``(…)`` what the files hold, by name.
 
         Returns:
-            ``(…)`` the same, under the names and in the layout of the parameters. Here: unchanged.
+            ``(…)`` the same, under the names and in the layout of the parameters; here they stay as they are.
         """
         return dict(tensors)
 
@@ -75,7 +75,7 @@ class PretrainedModel(nn.Module):
             tensors: ``(…)`` the parameters, by name.
 
         Returns:
-            ``(…)`` what the files are to hold. Here: unchanged.
+            ``(…)`` what the files are to hold; here they stay as they are.
         """
         return dict(tensors)
 

@@ -55,8 +55,8 @@ class BertForMaskedLM(PretrainedModel):
         cls: the head, whose matrix is that of the token embeddings where ``config.tie_word_embeddings`` says so; None
             after a file without a head was loaded.
 
-    Cost: ``2 * N + 4 * L * T * D`` FLOPs for each token, ``N`` being the number of parameters without the embeddings of
-    positions and types, a tied matrix counted once.
+    Cost: ``L * (8 * D**2 + 4 * D * F + 4 * T * D)`` FLOPs for each token, without biases and norms; the head adds
+    ``2 * D**2 + 2 * V * D``.
 
     References:
         Devlin et al. (2018), arXiv:1810.04805, section 3.
@@ -165,15 +165,26 @@ class _Body(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.embeddings = _Embeddings(config)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))})
+        self.encoder = _Encoder(config)
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, types: Tensor | None) -> Tensor:
         """Return ``(B, T, D)`` hidden states."""
         if mask is not None:
             check_mask(mask, ids)
             mask = mask[:, None, None, :]  # (B, 1, 1, T): which keys are there
-        x = self.embeddings(ids, positions, types)
-        for layer in self.encoder["layer"]:
+        hidden: Tensor = self.encoder(self.embeddings(ids, positions, types), mask)
+        return hidden
+
+
+class _Encoder(nn.Module):
+    """The layers; files have a level of names for them."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layer:
             x = layer(x, mask)
         return x
 
@@ -196,7 +207,8 @@ class _Embeddings(nn.Module):
         check_indices("positions", positions, ids, "max_position_embeddings", learned)
         check_indices("types", types, ids, "type_vocab_size", self.token_type_embeddings.num_embeddings)
         x = self.word_embeddings(ids) + self.token_type_embeddings(types) + self.position_embeddings(positions)
-        return self.drop(self.LayerNorm(x))
+        y: Tensor = self.drop(self.LayerNorm(x))
+        return y
 
 
 class _Layer(nn.Module):
@@ -211,7 +223,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.attention["output"](self.attention["self"](x, mask), x)
-        return self.output(self.activation(self.intermediate["dense"](x)), x)
+        y: Tensor = self.output(self.activation(self.intermediate["dense"](x)), x)
+        return y
 
 
 class _SelfAttention(nn.Module):
@@ -241,7 +254,8 @@ class _AddNorm(nn.Module):
         self.drop = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.LayerNorm(x + self.drop(self.dense(y)))
+        z: Tensor = self.LayerNorm(x + self.drop(self.dense(y)))
+        return z
 
 
 class _Predictions(nn.Module):
@@ -265,4 +279,4 @@ class _Predictions(nn.Module):
 def _our_name(name: str) -> str:
     """Return the name of one of our parameters, from any of those that files have for it."""
     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-    return f"bert.{name}" if re.match(r"(embeddings|encoder)\.", name) else name
+    return f"bert.{name}" if re.match(r"(embeddings|encoder|pooler)\.", name) else name

@@ -40,8 +40,7 @@ class GPT2ForCausalLM(PretrainedModel):
         lm_head: ``(D → V)`` makes the logits; it shares its matrix with the token embeddings where
             ``config.tie_word_embeddings`` says so.
 
-    Cost: ``2 * N + 4 * L * T * D`` FLOPs for each token, ``N`` being the number of parameters without the learned
-    positions, a tied matrix counted once.
+    Cost: ``L * (8 * D**2 + 4 * D * F + 4 * T * D) + 2 * V * D`` FLOPs for each token, without biases and norms.
 
     References:
         Radford et al. (2019), Language Models are Unsupervised Multitask Learners, section 2.3.
@@ -157,7 +156,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask)
-        return x + self.mlp(self.ln_2(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
 
 
 class _Attention(nn.Module):
@@ -176,7 +176,8 @@ class _Attention(nn.Module):
             heads = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout, is_causal=mask is None)
         else:
             heads = causal_attention(q, k, v) if mask is None else attention(q, k, v, mask=mask)
-        return self.drop(self.c_proj(merge_heads(heads)))
+        y: Tensor = self.drop(self.c_proj(merge_heads(heads)))
+        return y
 
 
 class _FeedForward(nn.Module):
@@ -190,7 +191,8 @@ class _FeedForward(nn.Module):
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.c_proj(self.activation(self.c_fc(x))))
+        y: Tensor = self.drop(self.c_proj(self.activation(self.c_fc(x))))
+        return y
 
 
 def _transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """GPT-2 against transformers: logits and gradients, with and without padding, positions and odd sizes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2LMHeadModel
 
 from llm_study.core.config import GPT2Config
+from llm_study.models import from_pretrained
 from llm_study.models.gpt2 import GPT2ForCausalLM
+from tests.parity.closeness import assert_close
 from tests.parity.tiny_models import assert_parity, oracle, padded, random_ids, tensors_of
 
 
@@ -59,3 +63,24 @@ def test_other_settings(changes: dict[str, Any]) -> None:
 def test_the_longest_text() -> None:
     ours, theirs = pair()
     assert_parity(ours, theirs, random_ids(1, 64), as_hub=as_hub)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tie", [True, False])
+def test_folders_go_both_ways(tie: bool, tmp_path: Path) -> None:
+    ours, theirs = pair(tie_word_embeddings=tie)
+    ids, expected = random_ids(), theirs(input_ids=random_ids()).logits
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_close(from_pretrained(tmp_path / "theirs")(ids), expected)
+    ours.save_pretrained(tmp_path / "ours", max_shard_bytes=20_000)
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
+    back, told = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(told.values())
+    assert torch.equal(back(input_ids=ids).logits, GPT2LMHeadModel.from_pretrained(tmp_path / "theirs")(ids).logits)
+
+
+@torch.no_grad()
+def test_a_folder_of_the_body_alone(tmp_path: Path) -> None:
+    _, theirs = pair()
+    theirs.transformer.save_pretrained(tmp_path)
+    assert_close(from_pretrained(tmp_path)(random_ids()), theirs(input_ids=random_ids()).logits)
