@@ -499,7 +499,7 @@ def bilinear(gate: Tensor, up: Tensor) -> Tensor:
         ValueError: if the shapes differ.
 
     References:
-        Shazeer (2020), arXiv:2002.05202, equation (5).
+        Shazeer (2020), arXiv:2002.05202, equation (4).
 
     Example:
         >>> bilinear(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 3.0]))
