@@ -122,7 +122,7 @@ def leaky_relu(x: Tensor, *, slope: float = 0.01) -> Tensor:
         ``(…)``, the shape and dtype of ``x``.
 
     References:
-        He et al. (2015), arXiv:1502.01852, equation (1), where the slope is learned.
+        He et al. (2015), arXiv:1502.01852, where the slope is learned.
 
     Example:
         >>> leaky_relu(torch.tensor([-2.0, 3.0]), slope=0.5)
