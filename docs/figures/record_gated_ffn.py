@@ -19,7 +19,7 @@ from llm_study.functional import activations as A
 TARGET = Path(__file__).parents[1] / "data" / "gated_ffn.json"
 SEED = 0
 SIZES = {"D": 24, "plain": 96, "gated": 64, "seeds": 6, "batch": 128, "steps": 1000, "test": 4096}
-RATES = [1e-2, 3e-2, 1e-1]
+RATES = [3e-3, 1e-2, 3e-2]
 TARGETS = ["product", "relu", "sine"]
 Gate = Callable[[Tensor, Tensor], Tensor]
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {

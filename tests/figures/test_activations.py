@@ -44,3 +44,17 @@ def test_seeds_have_targets_of_their_own(kind):
     assert (x[..., -1] == 1).all()
     y = SCRIPT.teacher(kind)(x[:1].expand_as(x))
     assert (y[0] - y[1]).abs().max() > 0.1
+
+
+def test_the_record_says_what_the_chapter_says():
+    means = {
+        kind: {name: sum(row["errors"]) / len(row["errors"]) for name, row in rows.items()}
+        for kind, rows in RECORD["results"].items()
+    }
+    product, relu, sine = (sorted(means[kind], key=means[kind].get) for kind in ("product", "relu", "sine"))
+    assert product[0] == "bilinear"
+    assert set(product[:5]) == set(SCRIPT.GATED)
+    assert product[5] == "ReLU²"
+    assert (relu[0], relu[-1]) == ("ReLU", "bilinear")
+    assert relu.index("GELU") < relu.index("SwiGLU")
+    assert (*sine[:2], sine[-1]) == ("GeGLU", "SwiGLU", "bilinear")
