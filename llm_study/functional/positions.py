@@ -102,7 +102,7 @@ def rope_frequencies(d_head: int, *, base: float = 10000.0, device: torch.device
         ValueError: if ``d_head`` is odd or below 2.
 
     References:
-        Su et al. (2021), arXiv:2104.09864, section 3.2.2.
+        Su et al. (2021), arXiv:2104.09864, section 3.
 
     Example:
         >>> rope_frequencies(4)
@@ -205,7 +205,7 @@ def rope_cos_sin(
         ValueError: if ``frequencies`` is no vector.
 
     References:
-        Su et al. (2021), arXiv:2104.09864, equation (34).
+        Su et al. (2021), arXiv:2104.09864, section 3.
 
     Example:
         >>> cos, sin = rope_cos_sin(torch.tensor([0, 1]), torch.tensor([torch.pi / 2, 0.0]))
@@ -239,7 +239,7 @@ def rope_reference(x: Tensor, positions: Tensor, frequencies: Tensor, *, interle
         ValueError: if the width of ``x`` is not twice the number of frequencies.
 
     References:
-        Su et al. (2021), arXiv:2104.09864, equations (12) to (15).
+        Su et al. (2021), arXiv:2104.09864, section 3.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0]]).reshape(1, 1, 1, 2)
@@ -277,7 +277,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
     Cost: ``3 * B * H * T * Dh`` FLOPs, against ``2 * B * H * T * Dh * D`` of the projection before it.
 
     References:
-        Su et al. (2021), arXiv:2104.09864, equation (34).
+        Su et al. (2021), arXiv:2104.09864, section 3.
 
     Example:
         >>> cos, sin = rope_cos_sin(torch.tensor([0, 1]), torch.tensor([torch.pi / 2]))  # position 1: a quarter turn
@@ -313,7 +313,7 @@ def rope_permutation(d_head: int, *, device: torch.device | str | None = None) -
         ValueError: if ``d_head`` is odd or below 2.
 
     References:
-        Su et al. (2021), arXiv:2104.09864, equation (15) pairs neighbors; the order is that of the script that converts
+        Su et al. (2021), arXiv:2104.09864, pairs neighbors; the order is that of the script that converts
         the released weights of Llama for Hugging Face.
 
     Example:
@@ -377,7 +377,7 @@ def mrope_cos_sin(
         ValueError: if there are not as many sections as axes, or they do not add up to the number of frequencies.
 
     References:
-        Wang et al. (2024), arXiv:2409.12191, section 2.1.
+        Wang et al. (2024), arXiv:2409.12191.
 
     Example:
         >>> cos, sin = mrope_cos_sin(torch.tensor([[0], [1]]), torch.full((3,), torch.pi / 2), [1, 2])
@@ -558,7 +558,7 @@ def shaw_bias(q: Tensor, table: Tensor, s: int | None = None, *, scale: float | 
     Cost: ``2 * B * H * T * (2 * c + 1) * Dh`` FLOPs.
 
     References:
-        Shaw et al. (2018), arXiv:1803.02155, equations (4) and (5).
+        Shaw et al. (2018), arXiv:1803.02155, section 3.
 
     Example:
         >>> q = torch.tensor([[[[1.0], [2.0], [3.0]]]])
@@ -592,7 +592,7 @@ def shaw_values(weights: Tensor, table: Tensor) -> Tensor:
     Cost: ``2 * B * H * T * (2 * c + 1) * Dv`` FLOPs: weights of equal distance are added up first.
 
     References:
-        Shaw et al. (2018), arXiv:1803.02155, equation (3).
+        Shaw et al. (2018), arXiv:1803.02155, section 3.
 
     Example:
         >>> weights = torch.tensor([[[[1.0, 0.0], [0.75, 0.25]]]])
@@ -630,7 +630,7 @@ def shaw_attention_reference(
     Cost: tensors of ``B * H * T * S * Dk`` numbers.
 
     References:
-        Shaw et al. (2018), arXiv:1803.02155, equations (3) to (5).
+        Shaw et al. (2018), arXiv:1803.02155, section 3.
 
     Example:
         >>> q = torch.zeros(1, 1, 2, 1)
@@ -781,7 +781,7 @@ def fire_distances(
         ValueError: if ``c`` or ``threshold`` is not positive, ``t`` negative, or ``s < t``.
 
     References:
-        Li et al. (2024), arXiv:2310.04418, section 3.
+        Li et al. (2024), arXiv:2310.04418.
 
     Example:
         >>> fire_distances(1, 4, c=1.0, threshold=1.0)  # ln 4, ln 3, ln 2 and 0, divided by ln 4
@@ -813,7 +813,7 @@ def cope_positions(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
         ValueError: if the mask is not boolean, or does not broadcast to the shape of ``scores``.
 
     References:
-        Golovneva et al. (2024), arXiv:2405.18719, section 4.
+        Golovneva et al. (2024), arXiv:2405.18719.
 
     Example:
         >>> scores = torch.tensor([[9.0, 9.0, -99.0, 9.0]])  # the third token is not counted
@@ -845,7 +845,7 @@ def cope_bias_reference(q: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     Cost: a tensor of ``B * H * T * S * Dh`` numbers.
 
     References:
-        Golovneva et al. (2024), arXiv:2405.18719, section 4.
+        Golovneva et al. (2024), arXiv:2405.18719.
 
     Example:
         >>> table = torch.tensor([[0.0], [10.0], [20.0]])
@@ -876,7 +876,7 @@ def cope_bias(q: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     Cost: ``2 * B * H * T * P * Dh`` FLOPs: products are interpolated, not vectors.
 
     References:
-        Golovneva et al. (2024), arXiv:2405.18719, section 4.
+        Golovneva et al. (2024), arXiv:2405.18719.
 
     Example:
         >>> table = torch.tensor([[0.0], [10.0], [20.0]])
