@@ -438,7 +438,7 @@ def alibi_bias(n_heads: int, t: int, s: int | None = None, *, device: torch.devi
         device: where the bias is made. Default: torch's default device.
 
     Returns:
-        ``(H, T, S)`` bias, in float32, to be added to scaled scores. It hides nothing: a causal mask is still needed.
+        ``(H, T, S)`` bias, in float32, to be added to scaled scores. It hides nothing; a causal mask is still needed.
 
     Raises:
         ValueError: if ``n_heads`` is below 1, ``t`` negative, or ``s < t``.
