@@ -3,14 +3,34 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, T5Config
+from transformers import (
+    BertConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    ParakeetEncoderConfig,
+    SmolLM3Config,
+    T5Config,
+    Wav2Vec2BertConfig,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
+from transformers.models.parakeet.modeling_parakeet import (
+    ParakeetEncoderAttention,
+    ParakeetEncoderRelPositionalEncoding,
+)
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.wav2vec2_bert import modeling_wav2vec2_bert
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from llm_study.functional import positions as P
+from llm_study.functional.attention import biased_attention, merge_heads, split_heads
 from tests.parity.closeness import assert_close
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -136,3 +156,82 @@ def test_bias_is_that_of_t5(is_decoder: bool) -> None:
     for t, s in ((9, 9), (1, 200), (7, 150)):
         ours = P.t5_bias(table, t, s, bidirectional=not is_decoder)
         assert torch.equal(ours[None], attention.compute_bias(t, s, past_seen_tokens=s - t))
+
+
+# --- relative positions that depend on the query
+
+
+@pytest.mark.parametrize(("t", "left", "right"), [(9, 3, 3), (4, 6, 6), (12, 1, 1)])
+def test_shaw_keys_are_those_of_wav2vec2_bert(t: int, left: int, right: int) -> None:
+    torch.manual_seed(0)
+    config = Wav2Vec2BertConfig(
+        hidden_size=24,
+        num_attention_heads=3,
+        position_embeddings_type="relative_key",
+        left_max_position_embeddings=left,
+        right_max_position_embeddings=right,
+    )
+    module = modeling_wav2vec2_bert.Wav2Vec2BertSelfAttention(config)
+    q = 5 * torch.randn(2, 3, t, 8)
+    _, theirs = modeling_wav2vec2_bert._apply_relative_key_position_encoding(module, q, q)
+    assert_close(P.shaw_bias(q, module.distance_embedding.weight), theirs)
+
+
+def test_transformer_xl_is_the_attention_of_parakeet() -> None:
+    torch.manual_seed(0)
+    config = ParakeetEncoderConfig(hidden_size=24, num_attention_heads=3, attention_bias=False)
+    config._attn_implementation = "eager"
+    module = ParakeetEncoderAttention(config, layer_idx=0).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 7, 24)
+    distances = ParakeetEncoderRelPositionalEncoding(config)(x)
+    theirs, _ = module(x, distances)
+    q, k, v = (split_heads(proj(x), 3) for proj in (module.q_proj, module.k_proj, module.v_proj))
+    r = split_heads(module.relative_k_proj(distances), 3)[0]
+    for bias in (P.transformer_xl_bias, P.transformer_xl_bias_reference):
+        ours = biased_attention(q, k, v, bias(q, k, r, module.bias_u, module.bias_v))
+        assert_close(module.o_proj(merge_heads(ours)), theirs)
+
+
+def test_distances_of_parakeet_are_sinusoids_that_fall() -> None:
+    config = ParakeetEncoderConfig(hidden_size=24, num_attention_heads=3)
+    theirs = ParakeetEncoderRelPositionalEncoding(config)(torch.zeros(1, 5, 24))
+    assert_close(P.sinusoidal(torch.arange(4, -5, -1), 24), theirs[0])
+
+
+def test_relative_shift_is_that_of_xlnet() -> None:
+    x = torch.randn(2, 3, 6, 6 + 8)  # XLNet has a column more: T + S distances, the first of which is not used
+    theirs = XLNetRelativeAttention.rel_shift_bnij(x, klen=8)
+    assert torch.equal(P.relative_shift(x[..., 1:]), theirs)
+
+
+# --- M-RoPE
+
+
+@pytest.mark.parametrize("sections", [[16, 24, 24], [32, 16, 16], [64, 0, 0]])
+def test_mrope_is_that_of_qwen2_vl(sections: list[int]) -> None:
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    config = Qwen2VLTextConfig(hidden_size=256, num_attention_heads=2, num_key_value_heads=2, rope_parameters=rope)
+    q, positions = 5 * torch.randn(2, 2, 9, 128), torch.randint(0, 3000, (3, 2, 9))
+    cos, sin = modeling_qwen2_vl.Qwen2VLRotaryEmbedding(config)(q, positions)
+    theirs, _ = modeling_qwen2_vl.apply_rotary_pos_emb(q, q, cos, sin)
+    tables = P.mrope_cos_sin(positions, P.rope_frequencies(128, base=1e6), sections)
+    assert torch.equal(P.apply_rope(q, *(table[:, None] for table in tables)), theirs)
+
+
+# --- what models use, as the chapter says
+
+
+def test_settings_of_models_are_those_of_the_table() -> None:
+    t5, gpt_j, neo_x = T5Config(), GPTJConfig(), GPTNeoXConfig()
+    assert GPT2Config().n_positions == 1024
+    assert BertConfig().max_position_embeddings == 512
+    assert (t5.relative_attention_num_buckets, t5.relative_attention_max_distance) == (32, 128)
+    assert (gpt_j.rotary_dim, gpt_j.n_embd // gpt_j.n_head) == (64, 256)
+    assert neo_x.rope_parameters["partial_rotary_factor"] == 0.25
+    assert LlamaConfig().rope_parameters["rope_theta"] == 10000.0
+    local, everywhere = (Gemma3TextConfig().rope_parameters[kind] for kind in ("sliding_attention", "full_attention"))
+    assert (local["rope_theta"], everywhere["rope_theta"]) == (1e4, 1e6)
+    assert SmolLM3Config(num_hidden_layers=8).no_rope_layers == [1, 1, 1, 0, 1, 1, 1, 0]
