@@ -431,7 +431,7 @@ def sink_attention_reference(
             ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
 
     References:
-        OpenAI (2025), arXiv:2508.10925, section 2: a learned bias in the denominator of the softmax of each head.
+        OpenAI (2025), arXiv:2508.10925, section 2.2: a learned bias in the denominator of the softmax of each head.
 
     Example:
         >>> x = torch.ones(1, 1, 1, 1)
@@ -477,7 +477,7 @@ def sink_attention(
     Cost: ``2 * B * H * T * (S + 1) * (Dk + 1 + Dv)`` FLOPs, and a copy of ``q``, ``k`` and ``v``.
 
     References:
-        OpenAI (2025), arXiv:2508.10925, section 2. Where sinks were found: Xiao et al. (2024), arXiv:2309.17453.
+        OpenAI (2025), arXiv:2508.10925, section 2.2. Where sinks were found: Xiao et al. (2024), arXiv:2309.17453.
 
     Example:
         >>> x = torch.ones(1, 1, 1, 1)
