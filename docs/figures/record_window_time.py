@@ -1,7 +1,7 @@
 """Record how long windows, caps and sinks take, in docs/data/window_time.json: run it from the root of the project.
 
-The functions take turns in each round, and the fastest round of each counts, so that a busy moment of the machine
-does not fall on one of them alone.
+One thread works, and what counts is the time that the processor spends on it, the least of several rounds in which the
+functions take turns: other work on the machine then matters little.
 """
 
 import json
@@ -26,7 +26,7 @@ from llm_study.functional.attention import (
 from llm_study.functional.attention_variants import sliding_window_attention
 
 TARGET = Path(__file__).parents[1] / "data" / "window_time.json"
-SEED, ROUNDS, LENGTHS = 0, 5, [256, 512, 1024, 2048, 4096]
+SEED, ROUNDS, LENGTHS = 0, 3, [256, 512, 1024, 2048, 4096]
 SIZES = {"B": 1, "H": 4, "Dh": 64, "W": 256}
 CAP = 50.0
 
@@ -58,14 +58,14 @@ def outputs(length: int) -> dict[str, Tensor]:
 
 
 def measure(length: int) -> dict[str, float]:
-    """Return the milliseconds of each function, the least of several interleaved rounds."""
+    """Return the milliseconds of processor time of each function, the least of several interleaved rounds."""
     best = dict.fromkeys(functions(length), float("inf"))
     q, k, v = inputs(length)
     for _ in range(ROUNDS):
         for name, function in functions(length).items():
-            start = time.perf_counter()
+            start = time.process_time()
             function(q, k, v)
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+            best[name] = min(best[name], 1e3 * (time.process_time() - start))
     return {name: round(ms, 3) for name, ms in best.items()}
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     rows = [measure(length) for length in LENGTHS]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     record = {
-        "what": "causal attention with a window, a cap or a sink, forward pass, float32",
+        "what": "causal attention with a window, a cap or a sink, forward pass, float32; processor time of one thread",
         "script": f"docs/figures/{Path(__file__).name}",
         "seed": SEED,
         "rounds": ROUNDS,
