@@ -160,7 +160,7 @@ class LatentWeights:
 
     @property
     def key_and_value_up(self) -> tuple[Tensor, Tensor]:
-        """``(H, Dn, R)`` and ``(H, Dv, R)``: for each head what makes its key, and its value, of the latent vector."""
+        """What makes of the latent vector the key and the value of each head, ``(H, Dn, R)`` and ``(H, Dv, R)``."""
         up = self.kv_up.view(self.n_heads, self.d_nope + self.d_value, self.rank)
         return up[:, : self.d_nope], up[:, self.d_nope :]
 
