@@ -431,7 +431,7 @@ def sink_attention_reference(
             ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
 
     References:
-        OpenAI (2025), arXiv:2508.10925, section 2: a learned bias in the denominator of the softmax of each head.
+        OpenAI (2025), arXiv:2508.10925, section 2.2: a learned bias in the denominator of the softmax of each head.
 
     Example:
         >>> x = torch.ones(1, 1, 1, 1)
@@ -474,10 +474,10 @@ def sink_attention(
         ValueError: if shapes or dtypes of ``q``, ``k``, ``v`` and ``sinks`` do not fit together, ``K`` does not divide
             ``H``, or the mask is not boolean or does not broadcast to ``(B, H, T, S)``.
 
-    Cost: ``2 * B * H * T * (S + 1) * (Dk + 1 + Dv)`` FLOPs, and a copy of ``q``, ``k`` and ``v``.
+    Cost: ``2 * B * H * T * (S + 1) * (Dk + Dv + 2)`` FLOPs, and a copy of ``q``, ``k`` and ``v``.
 
     References:
-        OpenAI (2025), arXiv:2508.10925, section 2. Where sinks were found: Xiao et al. (2024), arXiv:2309.17453.
+        OpenAI (2025), arXiv:2508.10925, section 2.2. Where sinks were found: Xiao et al. (2024), arXiv:2309.17453.
 
     Example:
         >>> x = torch.ones(1, 1, 1, 1)
@@ -491,9 +491,9 @@ def sink_attention(
     q = torch.cat([scale * q, sinks[:, None, None].expand(B, H, T, 1)], dim=-1)  # (B, H, T, Dk + 1)
     sink = F.pad(k.new_zeros(B, K, 1, Dk), (0, 1), value=1.0)  # the key (0, …, 0, 1)
     k = torch.cat([F.pad(k, (0, 1)), sink], dim=2)  # (B, K, S + 1, Dk + 1)
-    v = torch.cat([v, v.new_zeros(B, K, 1, Dv)], dim=2)  # (B, K, S + 1, Dv)
+    v = F.pad(v, (0, 1, 0, 1))  # (B, K, S + 1, Dv + 1): the fused kernel on CPUs wants values as wide as keys
     mask = None if mask is None else _with_sink(mask, (B, H, T, S))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=H != K)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=H != K)[..., :Dv]
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:

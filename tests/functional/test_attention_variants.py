@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_study.functional import attention as A
+from llm_study.functional import attention_variants as V
+from llm_study.functional.positions import rope_cos_sin, rope_frequencies
 from tests.functional.test_attention import Case, cases, close, law
 
 
@@ -264,3 +267,285 @@ def test_costs_are_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         A.softcap_attention(q, k, v, cap=1.0)
     assert counter.get_total_flops() == 2 * B * H * T * S * (Dk + Dv)
+
+
+# --- fewer keys and values
+
+
+def test_pooled_heads_are_the_averages_of_their_groups() -> None:
+    weight = torch.randn(6 * 4, 5, dtype=torch.float64)
+    pooled = V.pool_heads(weight, n_heads=6, n_kv_heads=2)
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    all_heads, few = A.split_heads(x @ weight.T, 6), A.split_heads(x @ pooled.T, 2)
+    for g in range(2):
+        assert close(few[:, g], sum(all_heads[:, 3 * g + i] for i in range(3)) / 3)
+    assert torch.equal(V.pool_heads(weight, n_heads=6, n_kv_heads=6), weight)
+    assert close(
+        V.pool_heads(weight[:, 0], n_heads=6, n_kv_heads=3), V.pool_heads(weight, n_heads=6, n_kv_heads=3)[:, 0]
+    )
+
+
+def test_pooling_equal_heads_changes_no_output() -> None:
+    torch.manual_seed(0)
+    head, x = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(2, 7, 5, dtype=torch.float64)
+    weight = head.repeat_interleave(2, dim=0).flatten(0, 1)  # heads 0 and 1 are equal, as are 2 and 3, 4 and 5
+    q, full = torch.randn(2, 6, 7, 4, dtype=torch.float64), A.split_heads(x @ weight.T, 6)
+    few = A.split_heads(x @ V.pool_heads(weight, n_heads=6, n_kv_heads=3).T, 3)
+    assert close(A.attention(q, few, few), A.attention(q, full, full))
+
+
+@pytest.mark.parametrize("share", [1, 2, 3, 10])
+def test_sources_of_layers_are_the_first_of_their_group(share: int) -> None:
+    sources = V.cross_layer_sources(9, share=share)
+    assert all(0 <= layer - source < share and source % share == 0 for layer, source in enumerate(sources))
+    assert len(set(sources)) == math.ceil(9 / share)
+
+
+# --- latent attention
+
+
+def latent(*, low_rank_queries: bool, dtype: torch.dtype = torch.float64) -> V.LatentWeights:
+    """Return random weights with sizes that are all different, large enough that the scores matter."""
+    generator = torch.Generator().manual_seed(3)
+    D, H, R, Rq, Dn, Dr, Dv = 11, 3, 5, 7, 6, 4, 2
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, generator=generator)
+
+    return V.LatentWeights(
+        n_heads=H,
+        d_rope=Dr,
+        kv_down=draw(R + Dr, D),
+        kv_norm=draw(R),
+        kv_up=draw(H * (Dn + Dv), R),
+        out=draw(D, H * Dv),
+        q_up=draw(H * (Dn + Dr), Rq if low_rank_queries else D),
+        q_down=draw(Rq, D) if low_rank_queries else None,
+        q_norm=draw(Rq) if low_rank_queries else None,
+    )
+
+
+def angles(start: int, stop: int, d_rope: int = 4) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of the positions from ``start`` to ``stop``."""
+    return rope_cos_sin(torch.arange(start, stop), rope_frequencies(d_rope), dtype=torch.float64)
+
+
+both_queries = pytest.mark.parametrize("low_rank_queries", [True, False])
+
+
+@both_queries
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_absorbed_latent_attention_is_the_one_with_keys_and_values(
+    low_rank_queries: bool, interleaved: bool, scale: float | None
+) -> None:
+    torch.manual_seed(0)
+    w, x = latent(low_rank_queries=low_rank_queries), torch.randn(2, 9, 11, dtype=torch.float64)
+    cos, sin = angles(0, 9)
+    mask = A.causal_mask(9) & A.padding_mask(torch.tensor([9, 6]), 9)
+    cache = V.latent_cache(x, w, cos, sin, interleaved=interleaved)
+    plain, absorbed = (
+        f(x, cache, w, cos, sin, mask=mask, scale=scale, interleaved=interleaved)
+        for f in (V.latent_attention, V.latent_attention_absorbed)
+    )
+    assert plain.shape == x.shape
+    assert close(plain, absorbed, 1e-11)
+
+
+@both_queries
+def test_gradients_of_both_forms_agree(low_rank_queries: bool) -> None:
+    torch.manual_seed(0)
+    w, x = latent(low_rank_queries=low_rank_queries), torch.randn(2, 5, 11, dtype=torch.float64)
+    names = [name for name, value in vars(w).items() if isinstance(value, Tensor)]
+
+    def run(form: Any, x: Tensor, *values: Tensor) -> Tensor:
+        weights = replace(w, **dict(zip(names, values, strict=True)))
+        return form(x, V.latent_cache(x, weights, *angles(0, 5)), weights, *angles(0, 5), mask=A.causal_mask(5))
+
+    inputs = (x, *(getattr(w, name) for name in names))
+    plain, absorbed = (
+        gradients(lambda *values, f=f: run(f, *values), *inputs)
+        for f in (V.latent_attention, V.latent_attention_absorbed)
+    )
+    assert finite_and_close(plain, absorbed)
+    assert all((grad != 0).any() for grad in plain)
+
+
+@pytest.mark.parametrize("form", [V.latent_attention, V.latent_attention_absorbed])
+def test_a_cache_of_latent_vectors_gives_what_the_whole_sequence_gives(form: Any) -> None:
+    torch.manual_seed(0)
+    w, x = latent(low_rank_queries=True), torch.randn(2, 8, 11, dtype=torch.float64)
+    whole = form(x, V.latent_cache(x, w, *angles(0, 8)), w, *angles(0, 8), mask=A.causal_mask(8))
+    cache = V.latent_cache(x[:, :5], w, *angles(0, 5))
+    for t in range(5, 8):
+        new = V.latent_cache(x[:, t : t + 1], w, *angles(t, t + 1))
+        cache = V.LatentCache(torch.cat([cache.latent, new.latent], 1), torch.cat([cache.k_rope, new.k_rope], 1))
+        assert close(form(x[:, t : t + 1], cache, w, *angles(t, t + 1)), whole[:, t : t + 1])
+    assert sum(part.shape[-1] for part in vars(cache).values()) == 5 + 4  # numbers per token
+
+
+@pytest.mark.parametrize("form", [V.latent_attention, V.latent_attention_absorbed])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_latent_attention_sees_only_differences_of_positions(form: Any, interleaved: bool) -> None:
+    w, x = latent(low_rank_queries=False), torch.randn(1, 6, 11, dtype=torch.float64)
+    here, there, scrambled = angles(0, 6), angles(100, 106), angles(5, 11)
+    outputs = [
+        form(x, V.latent_cache(x, w, *a, interleaved=interleaved), w, *b, interleaved=interleaved)
+        for a, b in ((here, here), (there, there), (here, scrambled))
+    ]
+    assert close(outputs[0], outputs[1], 1e-6)  # frequencies are float32
+    assert not close(outputs[0], outputs[2], 1e-3)
+
+
+def test_latent_attention_is_attention_with_low_rank_projections() -> None:
+    torch.manual_seed(0)
+    w, x = latent(low_rank_queries=False), torch.randn(2, 6, 11, dtype=torch.float64)
+    still = angles(0, 1)  # no rotation: everything is then one projection of c and of x
+    cache = V.latent_cache(x, w, *still)
+    k_up, v_up = w.key_and_value_up
+    rotated_key = cache.k_rope[:, None].expand(2, 3, 6, 4)
+    k = torch.cat([A.split_heads(cache.latent @ k_up.flatten(0, 1).T, 3), rotated_key], -1)
+    v = A.split_heads(cache.latent @ v_up.flatten(0, 1).T, 3)
+    q = A.split_heads(x @ w.q_up.T, 3)
+    expected = A.merge_heads(A.attention_reference(q, k, v)) @ w.out.T
+    assert close(V.latent_attention(x, cache, w, *still), expected)
+
+
+def test_costs_of_both_forms_are_what_torch_counts() -> None:
+    w = latent(low_rank_queries=True)
+    B, T, S, D, H, R, Rq, Dn, Dr, Dv = 2, 3, 8, 11, 3, 5, 7, 6, 4, 2
+    x, cache = zeros(B, T, D).double(), V.LatentCache(zeros(B, S, R).double(), zeros(B, S, Dr).double())
+    projections = 2 * B * T * (D * Rq + Rq * H * (Dn + Dr) + H * Dv * D)
+    for form, cost in (
+        (V.latent_attention, 2 * B * H * T * S * (Dn + Dr + Dv) + 2 * B * H * S * R * (Dn + Dv)),
+        (V.latent_attention_absorbed, 2 * B * H * T * S * (2 * R + Dr) + 2 * B * H * T * R * (Dn + Dv)),
+    ):
+        with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
+            patch.setattr(V, "attention", A.attention_reference)  # the counter does not know every fused kernel
+            form(x, cache, w, *angles(0, T))
+        assert counter.get_total_flops() == projections + cost
+
+
+# --- a window, in blocks
+
+
+@given(case=cases(square=True), window=st.integers(1, 9))
+@law
+def test_window_in_blocks_is_attention_with_the_mask(case: Case, window: int) -> None:
+    mask = A.sliding_window_mask(case.q.shape[2], window=window)
+    ours, theirs = (
+        gradients(f, case.q, case.k, case.v)
+        for f in (
+            lambda *x: V.sliding_window_attention(*x, window=window, scale=case.scale),
+            lambda *x: A.attention_reference(*x, mask=mask, scale=case.scale),
+        )
+    )
+    assert finite_and_close(ours, theirs)
+    out = V.sliding_window_attention(case.q, case.k, case.v, window=window, scale=case.scale)
+    assert close(out, A.attention_reference(case.q, case.k, case.v, mask=mask, scale=case.scale))
+
+
+def test_the_cost_of_a_window_grows_with_the_length_only() -> None:
+    B, H, W, Dk, Dv = 1, 2, 8, 4, 6
+    for T in (32, 64):
+        q, v = zeros(B, H, T, Dk), zeros(B, H, T, Dv)
+        with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
+            patch.setattr(V, "attention", A.attention_reference)
+            V.sliding_window_attention(q, q, v, window=W)
+        assert counter.get_total_flops() == 4 * B * H * T * W * (Dk + Dv)
+
+
+# --- gates and differences
+
+
+@given(case=cases())
+@law
+def test_a_gate_multiplies_the_output_before_the_heads_are_mixed(case: Case) -> None:
+    out = A.attention_reference(case.q, case.k, case.v, mask=case.mask, scale=case.scale)
+    gate = torch.linspace(-3, 4, out.numel(), dtype=torch.float64).reshape(out.shape)
+    for g in (gate, gate[..., :1]):
+        gated = V.gated_attention(case.q, case.k, case.v, g, mask=case.mask, scale=case.scale)
+        assert close(gated, out / (1 + (-g).exp()))
+
+
+@given(case=cases(), lam=st.sampled_from([0.0, 0.3, 1.0]))
+@law
+def test_difference_is_attention_with_the_difference_of_the_weights(case: Case, lam: float) -> None:
+    q2, k2 = case.q.flip(2), case.k.flip(2)
+    first = A.attention_weights(case.q, case.k, mask=case.mask, scale=case.scale)
+    second = A.attention_weights(q2, k2, mask=case.mask, scale=case.scale)
+    v = case.v.repeat_interleave(case.q.shape[1] // case.v.shape[1], dim=1)
+    out = V.differential_attention(case.q, case.k, q2, k2, case.v, lam, mask=case.mask, scale=case.scale)
+    assert close(out, (first - lam * second) @ v)
+    by_head = torch.full((case.q.shape[1], 1, 1), lam, dtype=torch.float64)
+    assert close(
+        V.differential_attention(case.q, case.k, q2, k2, case.v, by_head, mask=case.mask, scale=case.scale), out
+    )
+
+
+def test_lambda_starts_at_its_initial_value_and_moves_with_the_vectors() -> None:
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+    assert V.differential_lambda(a, b, a, b, initial=0.35).item() == pytest.approx(0.35)
+    value = V.differential_lambda(a, a, a, b, initial=0.2).item()
+    assert value == pytest.approx(math.exp(5.0) - math.exp(-1.5) + 0.2)
+    starts = [V.differential_lambda_initial(layer) for layer in range(40)]
+    assert starts[0] == pytest.approx(0.2)
+    assert starts == sorted(starts)
+    assert starts[-1] == pytest.approx(0.8, abs=1e-4)
+
+
+def test_head_norm_fixes_the_size_of_each_head_alone() -> None:
+    x = (
+        torch.randn(2, 3, 4, 8, dtype=torch.float64)
+        * torch.tensor([1e-1, 1.0, 1e3], dtype=torch.float64)[:, None, None]
+    )
+    y = V.differential_head_norm(x, initial=0.2, eps=0.0)
+    assert close(y.square().mean(-1).sqrt(), torch.full((2, 3, 4), 0.8, dtype=torch.float64), 1e-6)
+    weight = torch.linspace(1, 2, 8, dtype=torch.float64)
+    assert close(V.differential_head_norm(x, initial=0.2, eps=0.0, weight=weight), y * weight)
+    assert V.differential_head_norm(torch.ones(1, 1, 1, 2), initial=0.0, eps=3.0)[0, 0, 0, 0].item() == 0.5
+
+
+def bad_latent(**changes: Any) -> V.LatentWeights:
+    return replace(latent(low_rank_queries=True), **changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: V.pool_heads(zeros(8, 3), n_heads=4, n_kv_heads=3), "n_kv_heads = 3 does not divide n_heads = 4"),
+        (lambda: V.pool_heads(zeros(9, 3), n_heads=4, n_kv_heads=2), "n_heads = 4 does not divide rows of weight = 9"),
+        (lambda: V.cross_layer_sources(4, share=0), "share is 0, expected at least 1"),
+        (lambda: V.cross_layer_sources(-1, share=2), "n_layers is -1"),
+        (lambda: bad_latent(kv_down=zeros(8, 11)), r"rows of kv_down is 8, R \+ d_rope is 9"),
+        (lambda: bad_latent(kv_up=zeros(23, 5)), r"shape of kv_up is \(23, 5\).*\(24, 5\)"),
+        (lambda: bad_latent(q_norm=None), "only one of q_down and q_norm"),
+        (lambda: bad_latent(q_down=zeros(8, 11)), "columns of q_up is 7, .* is 8"),
+        (lambda: bad_latent(n_heads=4), "n_heads = 4 does not divide rows of q_up = 30"),
+        (lambda: bad_latent(n_heads=0), "n_heads is 0"),
+        (lambda: V.latent_cache(zeros(2, 3, 10).double(), bad_latent(), *angles(0, 3)), "width of x is 10, .* is 11"),
+        (lambda: V.latent_cache(zeros(3, 11).double(), bad_latent(), *angles(0, 3)), r"x has shape \(3, 11\)"),
+        (lambda: V.latent_cache(zeros(2, 3, 11).double(), bad_latent(), *angles(0, 3, 6)), "width of x is 4"),
+        (lambda: V.sliding_window_attention(*[zeros(1, 1, 3, 2)] * 3, window=0), "window is 0"),
+        (lambda: V.sliding_window_attention(*[zeros(1, 1, 3, 2)] * 2, zeros(1, 1, 2, 2), window=2), "length of v is 2"),
+        (lambda: V.gated_attention(*[zeros(1, 2, 3, 4)] * 3, zeros(1, 2, 3, 5)), r"gate has shape \(1, 2, 3, 5\)"),
+        (lambda: V.differential_attention(*[zeros(1, 2, 3, 4)] * 2, *[zeros(1, 2, 2, 4)] * 3, 0.1), "shape of q2"),
+        (lambda: V.differential_lambda_initial(-1), "layer is -1"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_variants_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_variants_keep_bfloat16_and_come_near() -> None:
+    torch.manual_seed(0)
+    w, x = latent(low_rank_queries=True, dtype=torch.bfloat16), torch.randn(2, 9, 11).bfloat16()
+    cos, sin = rope_cos_sin(torch.arange(9), rope_frequencies(4))
+    exact_w = replace(w, **{name: value.double() for name, value in vars(w).items() if isinstance(value, Tensor)})
+    cache = V.latent_cache(x, w, cos, sin)
+    exact = V.latent_attention(x.double(), V.latent_cache(x.double(), exact_w, cos, sin), exact_w, cos, sin)
+    for form in (V.latent_attention, V.latent_attention_absorbed):
+        out = form(x, cache, w, cos, sin)
+        assert out.dtype == torch.bfloat16
+        assert (out.double() - exact).abs().max() <= 2**-4 * exact.abs().max()
