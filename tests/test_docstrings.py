@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +54,12 @@ def has_tensor(annotation: Any) -> bool:
     return annotation is Tensor or any(has_tensor(part) for part in getattr(annotation, "__args__", ()))
 
 
+def signature_of(function: Any) -> inspect.Signature:
+    """Return the signature; a module that does not import torch names tensors for the type checker only."""
+    names = {**getattr(function, "__globals__", {}), "Tensor": Tensor}
+    return inspect.signature(function, globals=names, eval_str=True)
+
+
 def raises_value_error(function: Any) -> bool:
     """Whether a function raises ValueError itself, or through a check of its own module or of core.checks."""
     return bool(re.search(r"raise ValueError|\b_?check(_\w+)?\(", inspect.getsource(function)))
@@ -90,7 +96,7 @@ def problems(function: Callable[..., Any], *, source: bool = False, example: boo
     doc = function.__doc__ or ""
     if not doc.strip():
         return ["the docstring is missing"]
-    parts, signature = sections(doc), inspect.signature(function, eval_str=True)
+    parts, signature = sections(doc), signature_of(function)
     found = [*problems_of_arguments(parts, signature), *problems_of_result(parts, signature)]
     if raises_value_error(function) and "ValueError" not in entries(parts.get("Raises", "")):
         found.append("it raises ValueError: say when, under Raises")
@@ -102,11 +108,18 @@ def problems(function: Callable[..., Any], *, source: bool = False, example: boo
 
 
 def problems_of_class(kind: type) -> list[str]:
-    """Return what is missing in the docstrings of a class and its methods; its Args are those of the constructor."""
+    """Return what is missing in the docstrings of a class and its methods; its Args are those of the constructor.
+
+    A dataclass describes the fields that it adds or whose meaning it changes, its bases the others.
+    """
     if not (kind.__doc__ or "").strip():
         return ["the docstring is missing"]
-    parts, signature = sections(kind.__doc__ or ""), inspect.signature(kind.__init__, eval_str=True)
-    found = list(problems_of_arguments(parts, signature))
+    parts, signature = sections(kind.__doc__ or ""), signature_of(kind.__init__)
+    bases = [base for base in kind.__mro__[1:] if is_dataclass(base)]
+    elsewhere = {name for base in bases for name in entries(sections(base.__doc__ or "").get("Args", ""))}
+    elsewhere -= entries(parts.get("Args", "")).keys()
+    own = [p for name, p in signature.parameters.items() if name not in elsewhere]
+    found = list(problems_of_arguments(parts, signature.replace(parameters=own)))
     # the constructor of a dataclass is generated and has no source; what runs after it checks
     checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__
     if checks and raises_value_error(checks) and "ValueError" not in entries(parts.get("Raises", "")):
@@ -216,6 +229,36 @@ def test_a_missing_docstring_and_type_are_seen() -> None:
     assert problems(bare) == ["the docstring is missing"]
     bare.__doc__ = "Do it.\n\nArgs:\n    x: it.\n\nExample:\n    >>> 1\n    1\n"
     assert problems(bare) == ["x has no type", "the result has no type"]
+
+
+def test_a_dataclass_describes_what_it_adds() -> None:
+    @dataclass
+    class Base:
+        """It is.
+
+        Args:
+            n: how many.
+
+        Example:
+            >>> 1
+            1
+        """
+
+        n: int
+
+    @dataclass
+    class Kind(Base):
+        """It is.
+
+        Example:
+            >>> 1
+            1
+        """
+
+        m: int
+
+    assert problems_of_class(Base) == []
+    assert problems_of_class(Kind) == ["Args lacks m"]
 
 
 def test_classes_and_modules_are_checked_too() -> None:

@@ -9,7 +9,7 @@ counted, as ``torch.utils.flop_counter`` does: norms, activations, softmax and b
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 __all__ = [
     "Attention",
@@ -27,6 +27,7 @@ __all__ = [
     "forward_flops",
     "gpu_hours",
     "kv_bytes_per_token",
+    "kv_cache_bytes",
     "matmul_parameters",
     "model_flops_utilization",
     "parameters",
@@ -52,6 +53,8 @@ class Attention:
         qkv_bias: whether the projections to queries, keys and values have a bias.
         output_bias: whether the projection of the output has a bias.
         qk_norm: whether queries and keys pass a norm of width ``Dh``, shared by the heads, as in Qwen3.
+        wide_qk_norm: whether they pass norms over all heads at once, of widths ``H * Dh`` and ``K * Dh``, as in OLMo 2.
+        window: how many keys a query sees, itself included. Default: all that the mask allows.
 
     Raises:
         ValueError: if a size is below 1, or ``K`` does not divide ``H``.
@@ -74,11 +77,15 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    wide_qk_norm: bool = False
+    window: int | None = None
 
     def __post_init__(self) -> None:
         _check_at_least(
             num_attention_heads=self.num_attention_heads, head_dim=self.head_dim, num_key_value_heads=self.kv_heads
         )
+        if self.window is not None:
+            _check_at_least(window=self.window)
         H, K = self.num_attention_heads, self.kv_heads
         if H % K:
             text = f"num_key_value_heads = {K} does not divide num_attention_heads = {H}"
@@ -106,8 +113,9 @@ class Attention:
 
     @property
     def norm_parameters(self) -> int:
-        """Parameters of the norms of queries and keys, ``2 * Dh`` or none."""
-        return 2 * self.head_dim * self.qk_norm
+        """Parameters of the norms of queries and keys, ``2 * Dh``, ``(H + K) * Dh`` or none."""
+        wide = (self.num_attention_heads + self.kv_heads) * self.wide_qk_norm
+        return (2 * self.qk_norm + wide) * self.head_dim
 
     def matmul_parameters(self, hidden_size: int) -> int:
         """Count the entries of the four matrices.
@@ -166,6 +174,7 @@ class LatentAttention:
     qk_rope_head_dim: int
     v_head_dim: int
     q_lora_rank: int | None = None
+    window: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_at_least(**{name: value for name, value in vars(self).items() if value is not None})
@@ -370,6 +379,10 @@ class Layer:
     Args:
         attention: the part that mixes positions.
         feed_forward: the part that works on each position.
+        norms: number of norms of width ``D``: 2, or 4 where each part has one before and one after it, as in Gemma 2.
+
+    Raises:
+        ValueError: if ``norms`` is negative.
 
     Example:
         >>> layer = Layer(
@@ -381,22 +394,35 @@ class Layer:
 
     attention: Attention | LatentAttention
     feed_forward: FeedForward | Experts
+    norms: int = 2
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, norms=self.norms)
+
+
+Head = Literal["linear", "masked", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """A decoder such as GPT or Llama, or an encoder: embeddings, layers, a last norm, and the head over the vocabulary.
+    """A decoder such as GPT or Llama, or an encoder: embeddings, layers, one norm more, a head over the vocabulary.
+
+    The norm comes last in a decoder; in BERT it follows the embeddings.
 
     Args:
         vocab_size: number of tokens ``V``.
         hidden_size: width ``D`` of the model.
         layers: the ``L`` layers; ``32 * (layer,)`` makes 32 equal ones, ``+`` joins different ones.
         tie_word_embeddings: whether the head uses the matrix of the token embeddings.
-        learned_positions: number of learned position embeddings. Default: 0, as with rotary positions.
+        learned_positions: number of learned position embeddings, those of token types added where there are any.
+            Default: 0, as with rotary positions.
         norm_bias: whether norms have a bias, as LayerNorm; without one they are RMSNorm.
+        head: ``"linear"`` is a matrix to the vocabulary; ``"masked"``, as BERT has it, is a square layer with a bias, a
+            norm, and a matrix with a bias; ``"none"`` is an encoder alone.
 
     Raises:
-        ValueError: if a size is below 1, there is no layer, or ``learned_positions`` is negative.
+        ValueError: if a size is below 1, there is no layer, ``learned_positions`` is negative, or ``head`` is something
+            else.
 
     References:
         Vaswani et al. (2017), arXiv:1706.03762.
@@ -417,15 +443,24 @@ class Transformer:
     tie_word_embeddings: bool = False
     learned_positions: int = 0
     norm_bias: bool = False
+    head: Head = "linear"
 
     def __post_init__(self) -> None:
         _check_at_least(vocab_size=self.vocab_size, hidden_size=self.hidden_size, num_hidden_layers=len(self.layers))
         _check_at_least(0, learned_positions=self.learned_positions)
+        if self.head not in get_args(Head):
+            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(get_args(Head))}")
 
     @property
     def num_hidden_layers(self) -> int:
         """Number of layers ``L``."""
         return len(self.layers)
+
+    @property
+    def head_matmul_parameters(self) -> int:
+        """Entries of the matrices of the head, also where one is tied: ``V * D``, and ``D * D`` before it in BERT's."""
+        D = self.hidden_size
+        return 0 if self.head == "none" else self.vocab_size * D + D * D * (self.head == "masked")
 
 
 # --- parameters
@@ -440,7 +475,8 @@ class Parameters:
         attention: projections of all attention parts.
         feed_forward: all feed-forward parts, with their experts and routers.
         norms: weights and biases of all norms.
-        head: matrix to the vocabulary; 0 where it is tied to the embedding.
+        head: matrix to the vocabulary, where it is not tied to the embedding; in BERT's head also the layer before it,
+            without its norm, and the bias.
         idle: those of the experts that one token does not use; they are part of ``feed_forward``.
 
     References:
@@ -506,14 +542,15 @@ def parameters(model: Transformer) -> Parameters:
         (46.7, 12.9)
     """
     D, layers = model.hidden_size, model.layers
-    norm = D * (1 + model.norm_bias)
+    norm, masked = D * (1 + model.norm_bias), model.head == "masked"
+    untied = model.vocab_size * D * (model.head != "none" and not model.tie_word_embeddings)
     feed_forward = sum(layer.feed_forward.parameters(D) for layer in layers)
     return Parameters(
         embedding=(model.vocab_size + model.learned_positions) * D,
         attention=sum(layer.attention.parameters(D) for layer in layers),
         feed_forward=feed_forward,
-        norms=sum(2 * norm + layer.attention.norm_parameters for layer in layers) + norm,
-        head=0 if model.tie_word_embeddings else model.vocab_size * D,
+        norms=sum(layer.norms * norm + layer.attention.norm_parameters for layer in layers) + norm * (1 + masked),
+        head=untied + (D * D + D + model.vocab_size) * masked,
         idle=feed_forward - sum(layer.feed_forward.active_parameters(D) for layer in layers),
     )
 
@@ -539,7 +576,7 @@ def matmul_parameters(model: Transformer) -> int:
     """
     D = model.hidden_size
     layers = sum(x.attention.matmul_parameters(D) + x.feed_forward.matmul_parameters(D) for x in model.layers)
-    return layers + model.vocab_size * D
+    return layers + model.head_matmul_parameters
 
 
 # --- FLOPs
@@ -583,7 +620,8 @@ def forward_flops(model: Transformer, length: int, *, batch: int = 1, causal: bo
         length: number of positions ``T`` of a sequence.
         batch: number of sequences ``B``.
         causal: whether only the ``T * (T + 1) / 2`` pairs that a causal mask allows are counted, which is what a kernel
-            that skips the others computes at best. Default: all ``T * T``, as reports of utilization count.
+            that skips the others computes at best. Default: all ``T * T``, as reports of utilization count. In a layer
+            with a window a query counts as many keys as the window is wide, at most.
 
     Returns:
         The FLOPs, part by part.
@@ -603,9 +641,15 @@ def forward_flops(model: Transformer, length: int, *, batch: int = 1, causal: bo
         291648307200
     """
     _check_at_least(length=length, batch=batch)
-    pairs = length * (length + 1) // 2 if causal else length**2
-    scores = sum(layer.attention.flops_per_pair for layer in model.layers)
-    return _flops(model, batch * length, scores=batch * pairs * scores)
+    attentions = [layer.attention for layer in model.layers]
+    scores = sum(x.flops_per_pair * _pairs(length, x.window, causal) for x in attentions)
+    return _flops(model, batch * length, scores=batch * scores)
+
+
+def _pairs(length: int, window: int | None, causal: bool) -> int:
+    """Return for how many pairs of a query and a key there is a score."""
+    W = length if window is None else min(window, length)
+    return W * (W + 1) // 2 + (length - W) * W if causal else length * W
 
 
 Recompute = Literal["none", "selective", "full"]
@@ -663,7 +707,8 @@ def decoding_flops(model: Transformer, context: int, *, batch: int = 1) -> Flops
 
     Args:
         model: the architecture.
-        context: number of positions that the new token attends to, itself among them; 0 leaves the scores out.
+        context: number of positions up to the new token, itself among them, of which a layer with a window sees the
+            last ones; 0 leaves the scores out.
         batch: number of sequences ``B`` that are decoded together.
 
     Returns:
@@ -685,8 +730,13 @@ def decoding_flops(model: Transformer, context: int, *, batch: int = 1) -> Flops
     """
     _check_at_least(batch=batch)
     _check_at_least(0, context=context)
-    scores = sum(layer.attention.decoding_flops_per_pair for layer in model.layers)
-    return _flops(model, batch, scores=batch * context * scores)
+    attentions = [layer.attention for layer in model.layers]
+    scores = sum(x.decoding_flops_per_pair * _seen(context, x.window) for x in attentions)
+    return _flops(model, batch, scores=batch * scores)
+
+
+def _seen(context: int, window: int | None) -> int:
+    return context if window is None else min(context, window)
 
 
 def _flops(model: Transformer, tokens: int, *, scores: int) -> Flops:
@@ -696,7 +746,7 @@ def _flops(model: Transformer, tokens: int, *, scores: int) -> Flops:
         attention=2 * tokens * sum(layer.attention.matmul_parameters(D) for layer in layers),
         scores=scores,
         feed_forward=2 * tokens * sum(layer.feed_forward.matmul_parameters(D) for layer in layers),
-        head=2 * tokens * model.vocab_size * D,
+        head=2 * tokens * model.head_matmul_parameters,
     )
 
 
@@ -725,6 +775,37 @@ def kv_bytes_per_token(model: Transformer, *, bytes_per_number: float = 2) -> fl
     """
     _check_positive(bytes_per_number=bytes_per_number)
     return sum(layer.attention.cached_numbers for layer in model.layers) * bytes_per_number
+
+
+def kv_cache_bytes(model: Transformer, context: int, *, batch: int = 1, bytes_per_number: float = 2) -> float:
+    """Count the bytes of the keys and values of whole sequences; a layer with a window keeps no more than the window.
+
+    Args:
+        model: the architecture.
+        context: number of positions of a sequence.
+        batch: number of sequences ``B``.
+        bytes_per_number: 2 in 16-bit formats.
+
+    Returns:
+        Bytes of all layers. Without windows that is ``context * batch`` times :func:`kv_bytes_per_token`.
+
+    Raises:
+        ValueError: if ``context`` or ``batch`` is below 1, or ``bytes_per_number`` is not positive.
+
+    References:
+        Windows: Jiang et al. (2023), arXiv:2310.06825, section 2.
+
+    Example:
+        >>> attention = Attention(num_attention_heads=32, head_dim=128, num_key_value_heads=8, window=4096)
+        >>> layer = Layer(attention=attention, feed_forward=FeedForward(intermediate_size=14336, gated=True))
+        >>> model = Transformer(vocab_size=32000, hidden_size=4096, layers=32 * (layer,))
+        >>> kv_cache_bytes(model, 4096) / 2**20, kv_cache_bytes(model, 32768) / 2**20
+        (512.0, 512.0)
+    """
+    _check_at_least(context=context, batch=batch)
+    _check_positive(bytes_per_number=bytes_per_number)
+    attentions = [layer.attention for layer in model.layers]
+    return batch * sum(x.cached_numbers * _seen(context, x.window) for x in attentions) * bytes_per_number
 
 
 def activation_bytes(
@@ -768,7 +849,8 @@ def activation_bytes(
 
     Raises:
         ValueError: if ``length`` or ``batch`` is below 1, ``bytes_per_number`` is not positive, ``recompute`` is
-            something else, or a layer has latent attention or experts, which the formula does not know.
+            something else, or the model has latent attention, experts or another head than a linear one, which the
+            formula does not know.
 
     References:
         Korthikanti et al. (2022), arXiv:2205.05198, section 4.
@@ -784,6 +866,8 @@ def activation_bytes(
     _check_at_least(length=length, batch=batch)
     _check_positive(bytes_per_number=bytes_per_number)
     _check_recompute(recompute)
+    if model.head != "linear":
+        raise ValueError(f"head is {model.head!r}, expected 'linear': the formula knows no others")
     D = model.hidden_size
     outside = D * dropout + 2 * D * bytes_per_number + 4 * model.vocab_size
     if recompute == "full":
@@ -803,10 +887,10 @@ def _activations(layer: Layer, D: int, length: int, number: float, dropout: bool
     H, F = attention.num_attention_heads, feed_forward.intermediate_size
     queries, keys = H * attention.head_dim, attention.kv_heads * attention.head_dim
     projections = D + queries + 2 * keys + queries  # inputs of the projections, of the scores and of the output
-    projections += attention.qk_norm * (queries + keys)
+    projections += (attention.qk_norm + attention.wide_qk_norm) * (queries + keys)
     inner = D + (4 if feed_forward.gated else 2) * F
     weights = H * length * (number + dropout * (1 + number))  # softmax, mask, what the mask leaves
-    return number * (2 * D + projections + inner) + weights + 2 * D * dropout
+    return number * (layer.norms * D + projections + inner) + weights + 2 * D * dropout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Counts of core.roofline against PyTorch: parameters that exist, FLOPs that are run, tensors that autograd keeps."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -35,12 +36,16 @@ class GroupedAttention(nn.Module):
         self.v_proj = nn.Linear(D, self.K * self.Dh, bias=c.qkv_bias)
         self.o_proj = nn.Linear(self.H * self.Dh, D, bias=c.output_bias)
         self.q_norm, self.k_norm = (nn.LayerNorm(self.Dh, bias=False) if c.qk_norm else nn.Identity() for _ in "qk")
+        widths = (self.H * self.Dh, self.K * self.Dh)
+        self.wide_q_norm, self.wide_k_norm = (
+            nn.LayerNorm(width, bias=False) if c.wide_qk_norm else nn.Identity() for width in widths
+        )
         self.scores: Callable[..., Tensor] = Scores()
 
     def forward(self, x: Tensor, past: int) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, self.H, self.Dh)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(B, T, self.K, self.Dh)).transpose(1, 2)
+        q = self.q_norm(self.wide_q_norm(self.q_proj(x)).view(B, T, self.H, self.Dh)).transpose(1, 2)
+        k = self.k_norm(self.wide_k_norm(self.k_proj(x)).view(B, T, self.K, self.Dh)).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.K, self.Dh).transpose(1, 2)
         if past:
             k, v = (torch.cat([torch.randn(B, self.K, past, self.Dh), new], dim=2) for new in (k, v))
@@ -123,14 +128,16 @@ class Block(nn.Module):
     def __init__(self, c: r.Layer, D: int, norm_bias: bool) -> None:
         super().__init__()
         a, f = c.attention, c.feed_forward
-        self.norms = nn.ModuleList(nn.LayerNorm(D, bias=norm_bias) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(D, bias=norm_bias) for _ in range(c.norms))
         self.attention = GroupedAttention(a, D) if isinstance(a, r.Attention) else Latent(a, D)
         self.feed_forward = Dense(f, D) if isinstance(f, r.FeedForward) else Mixture(f, D)
 
     def forward(self, x: Tensor, past: int) -> Tensor:
         drop = (lambda y: torch.native_dropout(y, 0.1, True)[0]) if self.dropout else (lambda y: y)
-        x = x + drop(self.attention(self.norms[0](x), past))
-        return x + drop(self.feed_forward(self.norms[1](x)))
+        before_attention, before_feed_forward, *after = self.norms
+        after_attention, after_feed_forward = after or (nn.Identity(), nn.Identity())
+        x = x + drop(after_attention(self.attention(before_attention(x), past)))
+        return x + drop(after_feed_forward(self.feed_forward(before_feed_forward(x))))
 
 
 class Model(nn.Module):
@@ -143,9 +150,14 @@ class Model(nn.Module):
         self.positions = nn.Embedding(c.learned_positions, c.hidden_size) if c.learned_positions else None
         self.blocks = nn.ModuleList(Block(layer, c.hidden_size, c.norm_bias) for layer in c.layers)
         self.norm = nn.LayerNorm(c.hidden_size, bias=c.norm_bias)
-        self.head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.head: nn.Module = nn.Linear(c.hidden_size, c.vocab_size, bias=c.head == "masked")
         if c.tie_word_embeddings:
             self.head.weight = self.embedding.weight
+        if c.head == "masked":
+            square, norm = nn.Linear(c.hidden_size, c.hidden_size), nn.LayerNorm(c.hidden_size, bias=c.norm_bias)
+            self.head = nn.Sequential(OrderedDict(square=square, act=nn.GELU(), head_norm=norm, matrix=self.head))
+        if c.head == "none":
+            self.head = nn.Identity()
 
     def forward(self, ids: Tensor, past: int = 0) -> Tensor:
         x = self.embedding(ids)
@@ -170,6 +182,7 @@ heads = r.Attention(num_attention_heads=6, head_dim=5)
 biased = r.Attention(num_attention_heads=4, head_dim=7, qkv_bias=True, output_bias=True)
 qkv_biased = r.Attention(num_attention_heads=4, head_dim=7, num_key_value_heads=1, qkv_bias=True)
 grouped = r.Attention(num_attention_heads=6, head_dim=5, num_key_value_heads=2, qk_norm=True)
+wide_normed = r.Attention(num_attention_heads=6, head_dim=5, num_key_value_heads=2, wide_qk_norm=True)
 latent = r.LatentAttention(
     num_attention_heads=3, kv_lora_rank=8, qk_nope_head_dim=5, qk_rope_head_dim=4, v_head_dim=7, q_lora_rank=9
 )
@@ -182,9 +195,9 @@ sharing = r.Experts(expert=both, num_experts=5, num_experts_per_tok=3, shared=r.
 
 
 def model(
-    *parts: tuple[r.Attention | r.LatentAttention, r.FeedForward | r.Experts], **more: bool | int
+    *parts: tuple[r.Attention | r.LatentAttention, r.FeedForward | r.Experts], norms: int = 2, **more: bool | int | str
 ) -> r.Transformer:
-    layers = tuple(r.Layer(attention=a, feed_forward=f) for a, f in parts)
+    layers = tuple(r.Layer(attention=a, feed_forward=f, norms=norms) for a, f in parts)
     return r.Transformer(vocab_size=53, hidden_size=24, layers=layers, **more)
 
 
@@ -194,12 +207,17 @@ SMALL = {
     "tied head": model((heads, gated), tie_word_embeddings=True),
     "qkv bias": model((qkv_biased, both)),
     "grouped heads": model((grouped, gated), (grouped, gated)),
+    "norms over all heads": model((wide_normed, gated)),
+    "four norms": model((grouped, gated), (heads, gated), norms=4),
+    "masked head": model((biased, wide), norm_bias=True, tie_word_embeddings=True, learned_positions=31, head="masked"),
+    "masked head, not tied": model((biased, wide), norm_bias=True, learned_positions=31, head="masked"),
+    "no head": model((biased, wide), norm_bias=True, learned_positions=31, head="none"),
     "experts": model((grouped, mixture)),
     "shared expert": model((heads, wide), (grouped, sharing)),
     "latent": model((latent, gated), (latent, sharing)),
     "latent, direct queries": model((direct, gated)),
 }
-DENSE = ["heads", "gpt", "tied head", "qkv bias", "grouped heads"]
+DENSE = ["heads", "gpt", "tied head", "qkv bias", "grouped heads", "norms over all heads", "four norms"]
 every_model = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 every_dense_model = pytest.mark.parametrize("config", [SMALL[name] for name in DENSE], ids=DENSE)
 
@@ -231,7 +249,7 @@ def test_parameters_are_those_of_the_modules(config: r.Transformer) -> None:
     assert found.embedding == sum(n for name, n in sizes.items() if name.startswith(("embedding", "positions")))
     assert found.feed_forward == sum(n for name, n in sizes.items() if ".feed_forward." in name)
     assert found.norms == norms
-    assert found.head == sizes.get("head.weight", 0)
+    assert found.head == sum(n for name, n in sizes.items() if name.startswith("head.") and "norm" not in name)
 
 
 @pytest.mark.parametrize("name", r.published_names())

@@ -1,0 +1,30 @@
+"""What GPT-2 and BERT share: checks of masks and of numbers that choose a learned vector, and fresh weights."""
+
+from torch import Tensor, nn
+
+from llm_study.core.checks import check_at_least, check_boolean, check_equal
+
+
+def check_mask(mask: Tensor, ids: Tensor) -> None:
+    """Check that a mask of real tokens is boolean and has the shape of the ids."""
+    check_boolean("mask", mask.dtype, hint="True where a token is real: convert with .bool()")
+    check_equal("shape of mask", tuple(mask.shape), "shape of ids", tuple(ids.shape))
+
+
+def check_indices(name: str, indices: Tensor, ids: Tensor, count_name: str, count: int) -> None:
+    """Check that positions or token types are ``(B, T)`` or ``(T,)`` integers below ``count``."""
+    if indices.is_floating_point() or indices.is_complex():
+        raise ValueError(f"{name} have dtype {indices.dtype}, expected integers: convert with .long()")
+    if indices.shape not in (ids.shape, ids.shape[1:]):
+        raise ValueError(f"{name} have shape {tuple(indices.shape)}, expected {tuple(ids.shape)}, as the ids have")
+    if indices.numel():
+        check_at_least(f"the smallest of {name}", int(indices.min()), 0)
+        check_at_least(count_name, count, int(indices.max()) + 1, hint=f"the largest of {name} is {int(indices.max())}")
+
+
+def draw(module: nn.Module, std: float) -> None:
+    """Make the matrix of a linear layer or an embedding normal, and its bias 0; leave other modules as they are."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,205 @@
+"""GPT-2: a decoder with learned positions, layer normalization before each sublayer, and biases everywhere.
+
+Parameters have the names of Hugging Face's ``GPT2LMHeadModel``. The matrices of the four projections of a layer are
+stored in files as input × output; in memory they are ordinary ``nn.Linear`` layers, and they are transposed when a
+folder is read or written.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_study.core.config import GPT2Config
+from llm_study.functional.activations import activation
+from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
+from llm_study.models._common import check_indices, check_mask, draw
+from llm_study.models.base import PretrainedModel
+from llm_study.nn.basic import LayerNorm
+
+__all__ = ["GPT2ForCausalLM"]
+
+TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+
+
+class GPT2ForCausalLM(PretrainedModel):
+    """GPT-2 with its language-model head.
+
+    Fresh matrices are normal with standard deviation ``config.initializer_range``, those that add to the residual
+    stream by ``sqrt(2 * L)`` smaller, and fresh biases are 0.
+
+    Args:
+        config: sizes, activation, ε of the norms and probabilities of dropout.
+
+    Attributes:
+        transformer: embeddings, blocks and the last norm.
+        lm_head: ``(D → V)`` makes the logits; it shares its matrix with the token embeddings where
+            ``config.tie_word_embeddings`` says so.
+
+    Cost: ``2 * N + 4 * L * T * D`` FLOPs for each token, ``N`` being the number of parameters without the learned
+    positions, a tied matrix counted once.
+
+    References:
+        Radford et al. (2019), Language Models are Unsupervised Multitask Learners, section 2.3.
+
+    Example:
+        >>> config = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+        >>> model = GPT2ForCausalLM(config).eval()
+        >>> ids = torch.tensor([[5, 6, 7]])
+        >>> model(ids).shape
+        torch.Size([1, 3, 97])
+        >>> torch.allclose(model(ids)[:, :2], model(ids[:, :2]), atol=1e-6)  # what comes later changes nothing
+        True
+    """
+
+    tied: ClassVar[Mapping[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
+    unused: ClassVar[tuple[str, ...]] = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)  # old files: causal mask
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.transformer = _Body(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.apply(partial(draw, std=config.initializer_range))
+        for name, weight in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # 2 * L of them add to the residual stream
+                nn.init.normal_(weight, std=config.initializer_range / (2 * config.n_layer) ** 0.5)
+        self.tie()
+
+    @property
+    def hub_name(self) -> str:
+        """Name of the class by which transformers knows the model; written into ``config.json``."""
+        return "GPT2LMHeadModel"
+
+    def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the logits of the token that follows each position.
+
+        Args:
+            ids: ``(B, T)`` token ids.
+            mask: ``(B, T)`` boolean, True where a token is real; padding may be on either side. What comes out at
+                padding means nothing. Default: all tokens are real.
+            positions: ``(B, T)`` or ``(T,)`` integers. Default: 0, 1, 2, …, padding counted.
+
+        Returns:
+            ``(B, T, V)`` logits.
+
+        Raises:
+            ValueError: if an id is beyond the vocabulary, a position beyond the learned ones, or a shape or a dtype
+                does not fit.
+        """
+        self.check_ids(ids)
+        logits: Tensor = self.lm_head(self.transformer(ids, mask, positions))
+        return logits
+
+    @classmethod
+    def from_hub(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change names and shapes of a file into ours.
+
+        Args:
+            tensors: ``(…)`` tensors by their names in the file, with the prefix ``transformer.`` or without it.
+
+        Returns:
+            ``(…)`` tensors by the names of our parameters; matrices of projections are transposed.
+        """
+        return _transposed({_with_prefix(name): tensor for name, tensor in tensors.items()})
+
+    @classmethod
+    def to_hub(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change our tensors into those of a file.
+
+        Args:
+            tensors: ``(…)`` tensors by the names of our parameters.
+
+        Returns:
+            ``(…)`` tensors by the same names; matrices of projections are transposed.
+        """
+        return _transposed(tensors)
+
+
+class _Body(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """Return ``(B, T, D)`` hidden states, normalized."""
+        length = ids.shape[1]
+        positions = torch.arange(length, device=ids.device) if positions is None else positions
+        check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
+        if mask is not None:
+            check_mask(mask, ids)
+            mask = causal_mask(length, device=ids.device) & mask[:, None, None, :]  # (B, 1, T, T)
+        x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
+        for block in self.h:
+            x = block(x, mask)
+        y: Tensor = self.ln_f(x)
+        return y
+
+
+class _Block(nn.Module):
+    """Attention and a feed-forward part, each with a norm before it and a residual sum after it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = _Attention(config)
+        self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = _FeedForward(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Attention(nn.Module):
+    """Multi-head causal attention whose queries, keys and values come from one projection."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = config.n_head, config.attn_pdrop
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.drop = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (split_heads(part, self.n_heads) for part in self.c_attn(x).chunk(3, dim=-1))  # (B, H, T, Dh)
+        if self.training and self.dropout:
+            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout, is_causal=mask is None)
+        else:
+            heads = causal_attention(q, k, v) if mask is None else attention(q, k, v, mask=mask)
+        return self.drop(self.c_proj(merge_heads(heads)))
+
+
+class _FeedForward(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd)
+        self.activation = activation(config.activation_function)
+        self.drop = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.c_proj(self.activation(self.c_fc(x))))
+
+
+def _transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, the matrices of projections transposed; one that is no matrix stays, to be refused later."""
+    return {
+        name: tensor.mT if TRANSPOSED.search(name) and tensor.ndim == 2 else tensor for name, tensor in tensors.items()
+    }
+
+
+def _with_prefix(name: str) -> str:
+    """Return the name of a tensor in the whole model; files of the body alone lack the prefix."""
+    return f"transformer.{name}" if re.match(r"(wte|wpe|h|ln_f)\.", name) else name

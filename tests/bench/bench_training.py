@@ -1,0 +1,69 @@
+"""A training step of GPT-2, ours against that of transformers: 6 layers, width 384, batch 4, length 128, float32.
+
+Both start from the same weights, see the same ids, compute the loss of the next token, and take a step of fused AdamW;
+there is no dropout. Ours takes the ids as the model does and shifts them before it, so that no logits are copied;
+transformers is called as its documentation says, with ``labels``, and uses its default attention (SDPA).
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+from transformers import GPT2Config as PeerConfig
+from transformers import GPT2LMHeadModel
+
+from llm_study.core.config import GPT2Config
+from llm_study.models.gpt2 import GPT2ForCausalLM
+from tests.bench.timing import Row, fastest, row, show
+
+BATCH, LENGTH, VOCABULARY = 4, 128, 8192
+
+
+def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], float]:
+    """Return a function that takes one training step and returns its loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> float:
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return value.item()
+
+    return step
+
+
+def main() -> list[Row]:
+    """Measure, print and return the row; the losses of the first steps must agree."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 384, "n_layer": 6, "n_head": 6}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    peer = GPT2LMHeadModel(PeerConfig(**sizes, **dropout)).train()
+    ours = GPT2ForCausalLM(GPT2Config(**sizes, **dropout)).train()
+    ours.load_hub(dict(peer.named_parameters()))
+    ids = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
+
+    def our_loss() -> torch.Tensor:
+        return F.cross_entropy(ours(inputs).flatten(0, 1), targets)
+
+    def peer_loss() -> torch.Tensor:
+        loss: torch.Tensor = peer(inputs, labels=inputs).loss
+        return loss
+
+    steps = {"ours": stepper(ours, our_loss), "transformers": stepper(peer, peer_loss)}
+    best = fastest(steps, rounds=25)
+    rows = [row("training step of GPT-2 / transformers", best["ours"], best["transformers"], 0.9)]
+    show(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
