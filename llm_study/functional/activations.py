@@ -122,7 +122,7 @@ def leaky_relu(x: Tensor, *, slope: float = 0.01) -> Tensor:
         ``(…)``, the shape and dtype of ``x``.
 
     References:
-        He et al. (2015), arXiv:1502.01852, equation (1), where the slope is learned.
+        He et al. (2015), arXiv:1502.01852, where the slope is learned.
 
     Example:
         >>> leaky_relu(torch.tensor([-2.0, 3.0]), slope=0.5)
@@ -499,7 +499,7 @@ def bilinear(gate: Tensor, up: Tensor) -> Tensor:
         ValueError: if the shapes differ.
 
     References:
-        Shazeer (2020), arXiv:2002.05202, equation (5).
+        Shazeer (2020), arXiv:2002.05202, equation (4).
 
     Example:
         >>> bilinear(torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 3.0]))

@@ -1,9 +1,13 @@
-"""Activations against PyTorch's and transformers', and gates against LlamaMLP."""
+"""Activations against PyTorch's and transformers', gates against LlamaMLP, and the chapter's table of models."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 from transformers.activations import ACT2FN
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -102,3 +106,51 @@ def test_swiglu_network_and_its_gradients_match_llama_mlp(dtype: torch.dtype) ->
     ours = A.swiglu_feed_forward_backward(x.detach(), *weights, direction)
     for mine, other in zip(ours, torch.autograd.grad(y, (x, *weights), direction), strict=True):
         assert_close(mine.detach(), other)
+
+
+# --- the table of models in the chapter
+
+CHAPTER = Path(__file__).parents[2] / "docs/algorithms/activations.rst"
+LAYERS = re.compile(r"\.mlp\.|DenseReluDense|\.fc[12]\.|(?<!attention)\.(intermediate|output)\.dense")
+GATE = {"无": 2, "有": 3}
+
+
+def rows_of_the_table() -> list[list[str]]:
+    """Return the cells of each row below the heading."""
+    text = CHAPTER.read_text("utf-8").split(":name: tab-activations-models")[1].split("\n\n.. _")[0]
+    rows = re.findall(r"^   \* - (.*)\n((?:     - .*\n)+)", text, re.MULTILINE)
+    return [[first.strip("`"), *(cell.strip("` ") for cell in rest.split("     - ")[1:])] for first, rest in rows][1:]
+
+
+ROWS = [[cell.strip().strip("`") for cell in row] for row in rows_of_the_table()]
+
+
+def test_the_table_has_its_rows() -> None:
+    assert len(ROWS) >= 10
+    assert {row[1] for row in ROWS} <= set(ACT2FN)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_each_row_of_the_table_is_the_model_of_transformers(row: list[str]) -> None:
+    kind, name, gate, d_model, width, ratio, weights = row
+    config = AutoConfig.for_model(kind)
+    names = ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn")
+    assert next(getattr(config, field) for field in names if hasattr(config, field)) == name
+    config.num_hidden_layers = 1
+    for field in ("num_layers", "num_decoder_layers"):
+        if hasattr(config, field):
+            setattr(config, field, 1)
+    if getattr(config, "num_key_value_heads", 1) is None:  # the default of Nemotron: as many as there are queries
+        config.num_key_value_heads = config.num_attention_heads
+    if hasattr(config, "layer_types"):
+        config.layer_types = config.layer_types[:1]
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    matrices = {n: p for n, p in model.named_parameters() if LAYERS.search(f".{n}") and p.ndim == 2}
+    blocks = 2 if kind == "t5" else 1  # encoder and decoder
+    assert matrices
+    assert {size for p in matrices.values() for size in p.shape} <= {int(d_model), int(width), 2 * int(width)}
+    numbers = sum(p.numel() for p in matrices.values())
+    assert numbers == blocks * GATE[gate] * int(d_model) * int(width)
+    assert f"{int(width) / int(d_model):.2f}" == ratio
+    assert f"{numbers / blocks / int(d_model) ** 2:.2f}" == weights
