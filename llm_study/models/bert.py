@@ -39,7 +39,9 @@ class BertOutput(NamedTuple):
     """
 
     hidden: Tensor
+    """The last hidden states."""
     logits: Tensor | None
+    """A score of each token of the vocabulary at each position, or None."""
 
 
 class BertForMaskedLM(PretrainedModel):

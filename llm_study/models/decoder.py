@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         norm: the norm of width ``D`` after the last layer.
         embedding: ``(V, D)`` embedding of the ids. Default: a plain one.
         attend: ``(q, k, v, *, mask, scale) → (B, H, T, Dh)``, attention under a mask.
-        causal: ``(q, k, v, *, scale) → (B, H, T, Dh)``, the same under the causal mask. Default: ``attend`` with that.
+        causal: ``(q, k, v, *, scale) → (B, H, T, Dh)``, the same, causal. None: ``attend`` with the causal mask.
         cos_sin: ``(positions, frequencies, *, dtype) → (cos, sin)``, tables of the rotations.
 
     Attributes:
@@ -263,7 +263,7 @@ class PostNormLayer(nn.Module):
         post_feedforward_layernorm: the norm after the feed-forward part.
 
     References:
-        OLMo Team (2025), arXiv:2501.00656.
+        OLMo Team (2024), arXiv:2501.00656.
 
     Example:
         >>> layer = PostNormLayer(nn.Identity(), nn.Identity(), nn.Identity)

@@ -39,7 +39,7 @@ class Gemma2ForCausalLM(DecoderForCausalLM):
     def __init__(self, config: Gemma2Config) -> None:
         cap = config.attn_logit_softcapping
         attend = attention if cap is None else partial(softcap_attention, cap=cap)
-        causal = causal_attention if cap is None else None  # no kernel caps scores: the mask is needed
+        causal = causal_attention if cap is None else None  # the fused kernel caps no scores: a mask is needed
         norm = partial(GemmaRMSNorm, config.hidden_size, eps=config.rms_norm_eps)
 
         def layer() -> SandwichNormLayer:
@@ -86,8 +86,8 @@ class Gemma3ForCausalLM(DecoderForCausalLM):
 class ScaledEmbedding(nn.Embedding):
     r"""Embedding whose vectors are multiplied by a number, :math:`\sqrt D` in Gemma.
 
-    The number is rounded to the dtype of the weights before it is used: in bfloat16 Gemma multiplies by 55.5 where
-    :math:`\sqrt{3072} = 55.43`, and was trained so.
+    The number is rounded to the dtype of the weights before it is used, as in the code of Gemma: in bfloat16 a width of
+    3072 is scaled by 55.5, where :math:`\sqrt{3072} = 55.43`.
 
     Args:
         vocab_size: number of tokens ``V``.

@@ -146,7 +146,7 @@ class Olmo2ForCausalLM(DecoderForCausalLM):
         config: sizes and options.
 
     References:
-        OLMo Team (2025), arXiv:2501.00656.
+        OLMo Team (2024), arXiv:2501.00656.
 
     Example:
         >>> config = Olmo2Config(

@@ -126,7 +126,7 @@ class LateCastRMSNorm(RMSNorm):
         ValueError: if ``d`` is below 1.
 
     References:
-        OLMo 2: Walsh et al. (2025), arXiv:2501.00656.
+        OLMo Team (2024), arXiv:2501.00656; the order is that of its code.
 
     Example:
         >>> x = torch.linspace(-1, 1, 64)
@@ -162,7 +162,7 @@ class GemmaRMSNorm(RMSNorm):
         ValueError: if ``d`` is below 1.
 
     References:
-        Gemma: Mesnard et al. (2024), arXiv:2403.08295, whose code scales by ``1 + weight``.
+        Gemma Team (2024), arXiv:2403.08295; the formula is that of its code.
 
     Example:
         >>> GemmaRMSNorm(2, eps=0.0)(torch.tensor([1.0, 7.0])).detach()  # the weight is 0

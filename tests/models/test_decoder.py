@@ -132,7 +132,8 @@ def test_padding_changes_nothing(family: str, side: str) -> None:
 def test_neighbors_in_the_batch_change_nothing(family: str) -> None:
     model, ids = model_of(family), random_ids(4, 9)
     mask = torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]
-    for options in ({}, {"mask": mask}, {"positions": torch.arange(9) + torch.tensor([0, 5, 0, 90])[:, None]}):
+    positions = torch.arange(9) * torch.tensor([1, 2, 1, 7])[:, None]  # a mere shift of a row would not be seen
+    for options in ({}, {"mask": mask}, {"positions": positions}):
         together = model(ids, **options)
         for b in range(4):
             alone = model(ids[b : b + 1], **{name: x[b : b + 1] for name, x in options.items()})
@@ -233,6 +234,17 @@ def test_rotations_and_masks_are_made_once_for_all_layers(family: str, tables: i
         watch = watched(model, random_ids(2, 50), **options)
         assert (watch.calls["cos"], watch.calls["sin"]) == (tables, tables)
         assert watch.calls["tril"] == masks
+
+
+@every_family
+def test_everything_is_made_where_the_ids_are(family: str) -> None:
+    kind, config = FAMILIES[family]
+    with torch.device("meta"):  # a tensor on another device would not meet those here
+        model = kind(config)
+    ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
+    for options in ({}, {"mask": ids == 0}, {"positions": ids}):
+        y = model.model(ids, **options)
+        assert (y.shape, y.device.type) == ((2, 9, 12), "meta")
 
 
 @every_family

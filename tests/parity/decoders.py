@@ -60,3 +60,11 @@ def heads_of(ours: DecoderForCausalLM, theirs: nn.Module, ids: Tensor, monkeypat
         count = len(met)
         theirs(input_ids=ids)
     return [*met[0], *met[count]]
+
+
+def norms_of(ours: DecoderForCausalLM, theirs: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the norms of width ``D``, ours and theirs; those of heads take their input in different layouts."""
+    names = [name for name, module in theirs.named_modules() if "RMSNorm" in type(module).__name__]
+    wide = [name for name in names if not name.endswith(("q_norm", "k_norm"))]
+    assert len(wide) >= 2 * ours.config.num_hidden_layers + 1
+    return [(ours.get_submodule(name), theirs.get_submodule(name)) for name in wide]

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from llm_study.models.gemma import ScaledEmbedding
-from tests.parity.decoders import heads_of, keep_float64, pair
+from tests.parity.decoders import heads_of, keep_float64, norms_of, pair
 from tests.parity.tiny_models import assert_parity, padded, random_ids
 
 FAMILIES = ["gemma2", "gemma3"]
@@ -85,6 +85,12 @@ def test_positions_that_leave_padding_out(family: str) -> None:
 
 
 @every_family
+def test_positions_far_away_and_with_gaps(family: str) -> None:
+    gaps = torch.randint(1, 9, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert_parity(*pair(family), random_ids(2, 16), positions=gaps.cumsum(-1) + torch.tensor([[0], [500]]))
+
+
+@every_family
 def test_names_and_shapes_of_parameters(family: str) -> None:
     ours, theirs = pair(family)
     shapes = [{name: x.shape for name, x in model.state_dict().items()} for model in (ours, theirs)]
@@ -94,6 +100,9 @@ def test_names_and_shapes_of_parameters(family: str) -> None:
 @every_family
 def test_bfloat16_is_rounded_where_they_round(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair(family, dtype=torch.bfloat16)
+    x = torch.randn(50, ours.config.hidden_size).bfloat16()
+    for norm, theirs_norm in norms_of(ours, theirs):
+        assert torch.equal(norm(x), theirs_norm(x))
     *mine, q, k, v = heads_of(ours, theirs, random_ids(2, 32), monkeypatch)
     for found, expected in zip(mine, (q, k, v), strict=True):
         assert expected.dtype == torch.bfloat16

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity.decoders import heads_of, keep_float64, pair
+from tests.parity.decoders import heads_of, keep_float64, norms_of, pair
 from tests.parity.tiny_models import assert_parity, padded, random_ids
 
 FAMILIES = ["llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2"]
@@ -77,8 +77,12 @@ def test_positions_and_padding_that_they_leave_out(family: str) -> None:
     mask = padded("left", 3, 16)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     assert_parity(*pair(family), random_ids(3, 16), mask=mask, positions=positions)
-    offset = torch.arange(16).expand(2, 16) + torch.tensor([[1000], [3]])
-    assert_parity(*pair(family), random_ids(2, 16), positions=offset)
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "olmo2"])
+def test_positions_far_away_and_with_gaps(family: str) -> None:
+    gaps = torch.randint(1, 9, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert_parity(*pair(family), random_ids(2, 16), positions=gaps.cumsum(-1) + torch.tensor([[0], [500]]))
 
 
 @every_family
@@ -91,6 +95,9 @@ def test_names_and_shapes_of_parameters(family: str) -> None:
 @every_family
 def test_bfloat16_is_rounded_where_they_round(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair(family, dtype=torch.bfloat16)
+    x = torch.randn(50, ours.config.hidden_size).bfloat16()
+    for norm, theirs_norm in norms_of(ours, theirs):
+        assert torch.equal(norm(x), theirs_norm(x))
     *mine, q, k, v = heads_of(ours, theirs, random_ids(2, 32), monkeypatch)
     for found, expected in zip(mine, (q, k, v), strict=True):
         assert expected.dtype == torch.bfloat16
