@@ -50,7 +50,7 @@ def layer_norm_reference(
     Cost: about ``7 * D`` FLOPs for a vector, in several passes over memory.
 
     References:
-        Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation (4).
+        Ba, Kiros and Hinton (2016), arXiv:1607.06450.
 
     Example:
         >>> layer_norm_reference(torch.tensor([1.0, 3.0]), eps=0.0)  # mean 2, standard deviation 1
@@ -91,7 +91,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     Cost: about ``7 * D`` FLOPs for a vector; the time is that of reading ``x`` and writing ``y``.
 
     References:
-        Ba, Kiros and Hinton (2016), arXiv:1607.06450, equation (4).
+        Ba, Kiros and Hinton (2016), arXiv:1607.06450.
 
     Example:
         >>> layer_norm(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]), torch.tensor([0.0, 5.0]), eps=0.0)
@@ -134,7 +134,7 @@ def layer_norm_backward(
     Cost: about ``16 * D`` FLOPs for a vector.
 
     References:
-        Ba, Kiros and Hinton (2016), arXiv:1607.06450, whose equation (4) is differentiated here.
+        Ba, Kiros and Hinton (2016), arXiv:1607.06450, whose formula is differentiated here.
 
     Example:
         >>> dx, dweight, dbias = layer_norm_backward(torch.tensor([1.0, 3.0]), torch.ones(2), torch.ones(2), eps=0.0)
@@ -171,7 +171,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor | None = None, *, eps: float = 
     Cost: about ``4 * D`` FLOPs for a vector, in several passes over memory.
 
     References:
-        Zhang and Sennrich (2019), arXiv:1910.07467, equation (4), which has no ε.
+        Zhang and Sennrich (2019), arXiv:1910.07467, where there is no ε.
 
     Example:
         >>> rms_norm_reference(torch.tensor([1.0, 7.0]), eps=0.0)  # mean square 25
@@ -207,7 +207,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
     Cost: about ``4 * D`` FLOPs for a vector; the time is that of reading ``x`` and writing ``y``.
 
     References:
-        Zhang and Sennrich (2019), arXiv:1910.07467, equation (4), which has no ε.
+        Zhang and Sennrich (2019), arXiv:1910.07467, where there is no ε.
 
     Example:
         >>> rms_norm(torch.tensor([1.0, 7.0]), torch.tensor([5.0, 10.0]), eps=0.0)
@@ -249,7 +249,7 @@ def rms_norm_backward(x: Tensor, weight: Tensor, grad_out: Tensor, *, eps: float
     Cost: about ``11 * D`` FLOPs for a vector.
 
     References:
-        Zhang and Sennrich (2019), arXiv:1910.07467, section 4.2 derives it in matrix form, without ε.
+        Zhang and Sennrich (2019), arXiv:1910.07467, where it is derived in matrix form, without ε.
 
     Example:
         >>> x = torch.tensor([1.0, 7.0])
@@ -307,7 +307,7 @@ def gemma_rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     .. math:: y = \operatorname{cast}\Bigl((1 + w) \circ \frac{x}{r}\Bigr), \qquad
         r = \sqrt{\frac{1}{D}\sum_i x_i^2 + \varepsilon}
 
-    The weight starts at 0 and so does what weight decay pulls it to: the plain norm.
+    Weight decay pulls the weight to 0, which is the norm without a factor; it also starts there.
 
     Args:
         x: ``(…, D)`` activations.
@@ -324,7 +324,7 @@ def gemma_rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     Cost: about ``4 * D`` FLOPs for a vector; the time is that of reading ``x`` and writing ``y``.
 
     References:
-        Gemma Team (2024), arXiv:2408.00118, section 2; the order is that of ``Gemma2RMSNorm`` in transformers 5.23.
+        Gemma Team (2024), arXiv:2408.00118; the order is that of ``Gemma2RMSNorm`` in transformers 5.23.
 
     Example:
         >>> gemma_rms_norm(torch.tensor([1.0, 7.0]), torch.tensor([0.0, 1.0]), eps=0.0)
@@ -352,10 +352,10 @@ def dynamic_tanh(x: Tensor, alpha: Tensor, weight: Tensor | None = None, bias: T
         ValueError: if ``x`` is no floating-point tensor with a last dimension of at least 1, ``alpha`` is not one
             number, or the weight or bias is not a vector of that size.
 
-    Cost: one ``tanh`` and ``3 * D`` FLOPs for a vector; each coordinate on its own.
+    Cost: a ``tanh`` for each coordinate and ``3 * D`` FLOPs for a vector.
 
     References:
-        Zhu et al. (2025), arXiv:2503.10622, equation (1).
+        Zhu et al. (2025), arXiv:2503.10622.
 
     Example:
         >>> dynamic_tanh(torch.tensor([0.0, 1e6]), torch.tensor(0.5), torch.tensor([1.0, 3.0]))
