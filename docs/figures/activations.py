@@ -34,17 +34,18 @@ def curves(plt: Any, _: Translate) -> Any:
 
 def gelu_error(plt: Any, _: Translate) -> Any:
     x = torch.linspace(-5, 5, 2001, dtype=torch.float64)
-
-    def tanh_version(a: float) -> Tensor:
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + a * x**3)))
-
-    fig, (above, below) = plt.subplots(2, 1, figsize=(5.2, 5.6), layout="constrained", sharex=True)
+    exact = torch.special.ndtr(x)
+    fig, axes = plt.subplots(3, 1, figsize=(5.2, 7.4), layout="constrained", sharex=True)
     for name, a in (("0.044715", 0.044715), (_("泰勒：0.045540"), 2 / (3 * math.pi) - 1 / 6)):
-        above.plot(x, 1e4 * (tanh_version(a) - A.gelu(x)), label=name)
-    below.plot(x, 1e4 * (A.quick_gelu(x) - A.gelu(x)), color="C2")
-    above.set(title=_("tanh 版本"), ylabel=_("误差 ×10⁴"))
-    below.set(title=_("sigmoid 版本，1.702"), ylabel=_("误差 ×10⁴"), xlabel="x")
-    above.legend(frameon=False)
+        error = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + a * x**3))) - exact
+        axes[0].plot(x, 1e4 * error, label=name)
+        axes[1].plot(x, 1e4 * x * error, label=name)
+    axes[2].plot(x, 1e4 * (A.quick_gelu(x) - A.gelu(x)), color="C2")
+    titles = (_("分布函数，tanh 版本"), _("GELU，tanh 版本"), _("GELU，sigmoid 版本，1.702"))
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, ylabel=_("误差 ×10⁴"))
+    axes[2].set(xlabel="x")
+    axes[0].legend(frameon=False)
     return fig
 
 
