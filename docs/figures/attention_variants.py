@@ -62,10 +62,10 @@ def sharing(plt: Any, _: Translate) -> Any:
     for ax in axes.flat:
         for h in range(H):
             _square(plt, ax, h, 2, QUERY)
-        ax.set(xlim=(-0.7, 7.7), ylim=(-0.9, 2.5), aspect="equal")
+        ax.set(xlim=(-0.7, 7.7), ylim=(-1.05, 2.5), aspect="equal")
         ax.axis("off")
-    axes[1, 0].text(3.5, -0.55, _("缓存：实心的下排"), ha="center", va="center")
-    axes[1, 1].text(3.5, -0.55, _("虚线：现算，不存"), ha="center", va="center")
+    axes[1, 0].text(3.5, -0.72, _("缓存：实心的下排"), ha="center", va="center")
+    axes[1, 1].text(3.5, -0.72, _("虚线：现算，不存"), ha="center", va="center")
     return fig
 
 
