@@ -21,9 +21,10 @@ RECORD = Path(__file__).parents[1] / "data" / "transformer_training.json"
 
 def positions(plt: Any, _: Translate) -> Any:
     fig, (above, below) = plt.subplots(2, 1, figsize=(5.2, 5.4), layout="constrained")
-    waves = sinusoidal(torch.arange(65), 64)
+    times = torch.arange(0, 64.1, 0.25)
+    waves = sinusoidal(times, 64)
     for color, pair in enumerate((0, 4, 8, 14)):
-        above.plot(waves[:, 2 * pair], color=f"C{color}", label=f"i = {pair}")
+        above.plot(times, waves[:, 2 * pair], color=f"C{color}", label=f"i = {pair}")
     above.set(xlabel=_("位置 t"), title=_("四根表针的正弦"), ylim=(-1.15, 1.75))
     above.legend(frameon=False, ncols=4, loc="upper center", handlelength=1.2, columnspacing=1.2)
     distances = torch.arange(-100, 101)
