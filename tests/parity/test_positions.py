@@ -132,9 +132,8 @@ def test_alibi_is_that_of_bloom(n_heads: int) -> None:
     assert_close(P.alibi_slopes(n_heads), theirs[:, 0, 1])
     causal = torch.ones(T, T).tril().bool()
     scores = 3 * torch.randn(n_heads, T, T)
-    weights = [
-        (scores + bias).masked_fill(~causal, -torch.inf).softmax(-1) for bias in (P.alibi_bias(n_heads, T), theirs)
-    ]
+    biases = P.alibi_bias(n_heads, T), theirs
+    weights = [(scores + bias).masked_fill(~causal, -torch.inf).softmax(-1) for bias in biases]
     assert_close(weights[0], weights[1])
 
 
