@@ -88,7 +88,7 @@ def standard_scales(role: str, *, width: int, base_width: int) -> Scales:
         base_width: width at which the hyperparameters were tuned, at least 1.
 
     Returns:
-        The factors: ``std`` is :math:`m^{-1/2}` for hidden and output weights, everything else 1.
+        The factors; ``std`` is :math:`m^{-1/2}` for hidden and output weights, everything else 1.
 
     Raises:
         ValueError: if a width is below 1, or the role is none of those above.
