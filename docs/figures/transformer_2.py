@@ -71,7 +71,7 @@ def gradients(plt: Any, _: Translate) -> Any:
         last = [sum(gradient_norms(residual, depth, seed)[-1] for seed in seeds) / len(seeds) for depth in depths]
         below.plot(depths, last, marker=marker, label=label)
     shape = [last[0] * (3 / (depth + 1)) ** 0.5 for depth in depths]
-    below.plot(depths, shape, color=NEUTRAL, linestyle="--", label=r"$\propto 1/\sqrt{L + 1}$")
+    below.plot(depths, shape, color=NEUTRAL, linestyle="--", label="∝ 1/√(L + 1)")
     above.set(xlabel=_("层"), title=_("12 层模型各层的梯度范数"), ylim=(0, None))
     below.set(xlabel=_("层数 L"), title=_("最后一层的梯度范数"), xscale="log", ylim=(0, None))
     below.set_xticks(depths, [str(depth) for depth in depths])
