@@ -294,6 +294,49 @@ def test_decoding_every_token_is_the_causal_forward_pass(model: r.Transformer, l
     assert steps == r.forward_flops(model, length, causal=True).total
 
 
+@given(ordinary_models, sizes, sizes, sizes, st.booleans())
+def test_a_window_leaves_the_pairs_that_one_can_count(
+    model: r.Transformer, window: int, length: int, batch: int, causal: bool
+) -> None:
+    """Count one by one, in the first layer only: with a mask the last keys, without one as many as the window has."""
+    layer = model.layers[0]
+    narrow = replace(layer, attention=replace(layer.attention, window=window))
+    seen = [min(t, window) if causal else min(length, window) for t in range(1, length + 1)]
+    full = [t if causal else length for t in range(1, length + 1)]
+    saved = (sum(full) - sum(seen)) * layer.attention.flops_per_pair * batch
+    wide, found = (
+        r.forward_flops(replace(model, layers=(first, *model.layers[1:])), length, batch=batch, causal=causal)
+        for first in (layer, narrow)
+    )
+    assert found == replace(wide, scores=wide.scores - saved)
+
+
+@given(ordinary_models, sizes, sizes)
+def test_a_cache_with_windows_is_the_sum_of_what_each_layer_keeps(
+    model: r.Transformer, window: int, context: int
+) -> None:
+    assert r.kv_cache_bytes(model, context, batch=3) == 3 * context * r.kv_bytes_per_token(model)
+    layer = model.layers[0]
+    narrow = replace(layer, attention=replace(layer.attention, window=window))
+    found = r.kv_cache_bytes(replace(model, layers=(narrow, *model.layers[1:])), context, bytes_per_number=1)
+    kept = layer.attention.cached_numbers * max(context - window, 0)
+    assert found == r.kv_cache_bytes(model, context, bytes_per_number=1) - kept
+    decoding = r.decoding_flops(replace(model, layers=(narrow, *model.layers[1:])), context)
+    spared = layer.attention.flops_per_pair * max(context - window, 0)
+    assert decoding.scores == r.decoding_flops(model, context).scores - spared
+
+
+@given(any_model)
+def test_the_head_of_an_encoder(model: r.Transformer) -> None:
+    linear, masked, none = (replace(model, head=head) for head in ("linear", "masked", "none"))
+    D, V = model.hidden_size, model.vocab_size
+    untied, norm = V * D * (not model.tie_word_embeddings), D * (1 + model.norm_bias)
+    assert r.parameters(linear).total - r.parameters(none).total == untied
+    assert r.parameters(masked).total - r.parameters(none).total == untied + D * D + D + norm + V
+    assert [r.forward_flops(x, 3).head for x in (linear, masked, none)] == [6 * V * D, 6 * (V * D + D * D), 0]
+    assert r.matmul_parameters(masked) - r.matmul_parameters(none) == V * D + D * D
+
+
 @given(any_model)
 def test_the_limit_of_6nd_is_a_short_sequence(model: r.Transformer) -> None:
     """Training costs 6 FLOPs for each token and weight that it is multiplied with, and the scores on top."""
@@ -500,6 +543,19 @@ def latent_with(name: str) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: r.Attention(num_attention_heads=4, head_dim=8, window=0),
+            "window is 0, expected at least 1",
+        ),
+        (lambda: replace(small.layers[0], norms=-1), "norms is -1, expected at least 0"),
+        (lambda: replace(small, head="two"), "head is 'two', expected one of linear, masked, none"),
+        (
+            lambda: r.activation_bytes(replace(small, head="masked"), 8),
+            "head is 'masked', expected 'linear': the formula knows no others",
+        ),
+        (lambda: r.kv_cache_bytes(small, 0), "context is 0, expected at least 1"),
+        (lambda: r.kv_cache_bytes(small, 1, batch=0), "batch is 0, expected at least 1"),
+        (lambda: r.kv_cache_bytes(small, 1, bytes_per_number=0), "bytes_per_number is 0, expected more than 0"),
         (lambda: r.Attention(num_attention_heads=0, head_dim=4), "num_attention_heads is 0, expected at least 1"),
         (lambda: r.Attention(num_attention_heads=4, head_dim=0), "head_dim is 0, expected at least 1"),
         (
