@@ -465,7 +465,7 @@ class DecoderConfig(ModelConfig):
         max_position_embeddings: the longest text that the model was made for.
         rms_norm_eps: what the norms add to the mean square.
         rope_parameters: how positions are rotated.
-        attention_dropout: dropout of the weights of attention, in training.
+        attention_dropout: dropout of the weights of attention; kept for the file only, the decoders here have none.
 
     Raises:
         ValueError: if a size is below 1, ``K`` does not divide ``H``, ``head_dim`` is odd, or it is not given and ``H``

@@ -196,6 +196,7 @@ def test_an_unknown_family_is_told_the_known_ones(value: object, found: str) -> 
         (LlamaConfig, {"vocab_size": True}, "vocab_size is True, expected an integer"),
         (LlamaConfig, {"vocab_size": None}, "vocab_size is None, expected an integer"),
         (LlamaConfig, {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', expected a number"),
+        (LlamaConfig, {"rms_norm_eps": True}, "rms_norm_eps is True, expected a number"),
         (LlamaConfig, {"attention_bias": 1}, "attention_bias is 1, expected true or false"),
         (LlamaConfig, {"hidden_act": None}, "hidden_act is None, expected a string"),
         (LlamaConfig, {"eos_token_id": "</s>"}, "eos_token_id is '</s>', expected an integer or a list or null"),
