@@ -129,7 +129,7 @@ class _Body(nn.Module):
         self.h = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Return ``(B, T, D)`` hidden states, normalized."""
         length = ids.shape[1]
         positions = torch.arange(length, device=ids.device) if positions is None else positions
