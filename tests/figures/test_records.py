@@ -9,8 +9,8 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[2] / "docs"
-TABLES = {"model_growth", "timeline"}
-"""Published facts, not runs of our own: tests/figures/test_lm_basics.py asks for the source of each."""
+TABLES = {"model_atlas", "model_growth", "timeline"}
+"""Published facts, not runs of our own: test_lm_basics.py and test_model_atlas.py ask for the source of each."""
 RECORDS = sorted(path for path in (DOCS / "data").glob("*.json") if path.stem not in TABLES)
 
 
