@@ -60,9 +60,10 @@ def violations(path: str, source: str) -> list[str]:
 def circle(sources: dict[str, str]) -> list[str]:
     """Return modules that import each other, such as ``["nn.a", "nn.b", "nn.a"]``; none if there is none."""
     modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    used = {module: [full for _, full in imported(sources[path])] for module, path in modules.items()}
     targets = {
-        module: sorted({name for name in modules for _, full in imported(sources[path]) if is_from(full, name)})
-        for module, path in modules.items()
+        module: [name for name in modules if any(is_from(full, name) for full in names)]
+        for module, names in used.items()
     }
 
     def search(trail: list[str]) -> list[str]:
