@@ -44,6 +44,7 @@ __all__ = [
     "geglu_backward",
     "swiglu",
     "swiglu_backward",
+    "clamped_swiglu",
     "swiglu_recomputed",
     "swiglu_feed_forward",
     "swiglu_feed_forward_backward",
@@ -728,6 +729,39 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad_out: Tensor) -> tuple[Tensor,
     """
     _check_gradient(gate, up, grad_out)
     return swish_backward(gate, grad_out * up), grad_out * F.silu(gate)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, *, beta: float = QUICK_BETA, limit: float = 7.0) -> Tensor:
+    r"""Gate with Swish, both sides clamped and 1 added to what passes, as the experts of GPT-OSS do.
+
+    .. math:: \tilde g\,\sigma(\beta \tilde g) \circ (\tilde u + 1), \qquad
+        \tilde g = \min(g, \ell), \quad \tilde u = \max\bigl(-\ell, \min(u, \ell)\bigr)
+
+    No value is larger than :math:`\ell\,(\ell + 1)`, whatever comes in.
+
+    Args:
+        gate: ``(…, F)`` the gate :math:`g`, before its Swish.
+        up: ``(…, F)`` what passes through it, :math:`u`.
+        beta: slope :math:`\beta` of the sigmoid.
+        limit: the bound :math:`\ell`, positive.
+
+    Returns:
+        ``(…, F)`` the gated values.
+
+    Raises:
+        ValueError: if the shapes differ, or the limit is not positive.
+
+    References:
+        OpenAI (2025), arXiv:2508.10925; the formula is that of the published code.
+
+    Example:
+        >>> clamped_swiglu(torch.tensor([1.0, 1e9]), torch.tensor([0.0, 1e9]))  # 7 * 8, less a little
+        tensor([ 0.8458, 55.9996])
+    """
+    _check_pair("gate", gate, "up", up)
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}, expected a positive number")
+    return swish(gate.clamp(max=limit), beta=beta) * (up.clamp(-limit, limit) + 1)
 
 
 def swiglu_recomputed(gate: Tensor, up: Tensor) -> Tensor:

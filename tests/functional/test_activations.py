@@ -230,7 +230,9 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-@pytest.mark.parametrize("function", [A.bilinear, A.glu, A.reglu, A.geglu, A.swiglu, A.swiglu_recomputed])
+@pytest.mark.parametrize(
+    "function", [A.bilinear, A.glu, A.reglu, A.geglu, A.swiglu, A.clamped_swiglu, A.swiglu_recomputed]
+)
 def test_gates_refuse_other_shapes(function: Any) -> None:
     with pytest.raises(ValueError, match=r"shape of gate is \(2, 3\), shape of up is \(2, 1\)"):
         function(zeros(2, 3), zeros(2, 1))
@@ -276,3 +278,14 @@ def test_gradients_of_activations_refuse_other_shapes(name: str) -> None:
 def test_bad_arguments_are_refused_with_both_numbers(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("limit", [0.0, -7.0, float("nan")])
+def test_a_limit_that_is_not_positive_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match=rf"limit is {limit}, expected a positive number"):
+        A.clamped_swiglu(torch.zeros(2), torch.zeros(2), limit=limit)
+
+
+def test_a_far_limit_leaves_the_gate_as_it_is() -> None:
+    gate, up = torch.randn(2, 50, dtype=torch.float64)
+    torch.testing.assert_close(A.clamped_swiglu(gate, up - 1, beta=1.0, limit=1e6), A.swiglu(gate, up))

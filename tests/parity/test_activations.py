@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 from transformers.activations import ACT2FN
+from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -154,3 +156,18 @@ def test_each_row_of_the_table_is_the_model_of_transformers(row: list[str]) -> N
     assert numbers == blocks * GATE[gate] * int(d_model) * int(width)
     assert f"{int(width) / int(d_model):.2f}" == ratio
     assert f"{numbers / blocks / int(d_model) ** 2:.2f}" == weights
+
+
+@both_dtypes
+def test_clamped_gate_matches_the_experts_of_gpt_oss(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    experts = GptOssExperts(GptOssConfig(hidden_size=8, intermediate_size=6, num_local_experts=2))
+    joined = (6 * torch.randn(40, 12, dtype=dtype)).requires_grad_()  # some beyond the limit of 7 on either side
+    expected = experts._apply_gate(joined)
+    ours = A.clamped_swiglu(joined[:, ::2], joined[:, 1::2])
+    assert_close(ours, expected)
+    direction = torch.randn_like(expected)
+    (theirs,), (mine,) = (torch.autograd.grad(y, joined, direction) for y in (expected, ours))
+    assert_close(mine, theirs)
+    assert (joined[:, ::2] > 7).any()
+    assert (joined[:, 1::2].abs() > 7).any()
