@@ -23,6 +23,9 @@
     }
     if (element.matches(".related-pages .title")) note(element.textContent);
     if (element.closest(".related-pages .title")) continue;
+    const about = element.closest(".search li > span");  // "(in llm_study.nn)": the words of the theme, without the name
+    if (about === element) note(about.textContent.replace(/\w*[._][\w.]*/g, ""));
+    if (about) continue;
     if (element.closest("article") && !element.closest(theme)) continue;
     for (const node of element.childNodes) if (node.nodeType === Node.TEXT_NODE) note(node.data);
   }
