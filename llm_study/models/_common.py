@@ -1,4 +1,4 @@
-"""What GPT-2 and BERT share: checks of masks and of numbers that choose a learned vector, and fresh weights."""
+"""What models share besides their base: fresh weights, and checks of masks, positions and token types."""
 
 from torch import Tensor, nn
 

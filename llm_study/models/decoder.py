@@ -17,6 +17,7 @@ from llm_study.core.config import DecoderConfig, Rope
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, sliding_window_mask
 from llm_study.functional.positions import linear_frequencies, llama3_frequencies, rope_cos_sin, rope_frequencies
+from llm_study.models._common import draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
@@ -72,7 +73,7 @@ class DecoderForCausalLM(PretrainedModel):
         super().__init__(config)
         self.model, self.finish = model, finish
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.apply(partial(_draw, std=config.initializer_range))
+        self.apply(partial(draw, std=config.initializer_range))
         self.tie()
 
     def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
@@ -422,15 +423,6 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     """
     numbers = {name: value for name, value in rope.to_dict().items() if name not in ("rope_theta", "rope_type")}
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
-
-
-@torch.no_grad()
-def _draw(module: nn.Module, std: float) -> None:
-    """Draw the matrices of a fresh model; norms begin as they are."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        module.weight.normal_(std=std)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        module.bias.zero_()
 
 
 def _check_like_ids(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
