@@ -66,7 +66,7 @@ def main() -> list[Row]:
         return loss
 
     torch.testing.assert_close(our_loss(), peer_loss(), rtol=1e-5, atol=0)
-    best = fastest({"ours": stepper(ours, our_loss), "transformers": stepper(peer, peer_loss)}, rounds=40)
+    best = fastest({"ours": stepper(ours, our_loss), "transformers": stepper(peer, peer_loss)}, rounds=100)
     rows = [row("training step of GPT-2 / transformers", best["ours"], best["transformers"], 0.9)]
     show(rows)
     return rows
