@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from llm_study.core.checks import check_boolean, check_equal
+from llm_study.core.checks import check_equal
 from llm_study.core.config import DecoderConfig, Rope
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, sliding_window_mask
 from llm_study.functional.positions import linear_frequencies, llama3_frequencies, rope_cos_sin, rope_frequencies
-from llm_study.models._common import draw
+from llm_study.models._common import check_mask, draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
@@ -427,9 +427,8 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
 
 def _check_like_ids(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
     """Check that there is one entry for each id."""
-    shape = tuple(ids.shape)
     if mask is not None:
-        check_boolean("mask", mask.dtype, hint="True where a token is real; convert 0 and 1 with .bool()")
-        check_equal("shape of mask", tuple(mask.shape), "shape of ids", shape, hint="one entry for each token")
+        check_mask(mask, ids)
     if positions is not None:
-        check_equal("shape of positions", tuple(positions.shape), "shape of ids", shape, hint="or leave them out")
+        name, shape = "shape of positions", tuple(positions.shape)
+        check_equal(name, shape, "shape of ids", tuple(ids.shape), hint="or leave them out")
