@@ -281,7 +281,7 @@ def _take_turns(groups: list[_Group], logp: Tensor, n: int, diversity: float) ->
     for group in groups:
         part = logp[:, start : start + group.size]
         parents.append(start + group.step(part - diversity * taken[:, None] if diversity else part, n))
-        tokens = group.live[:, :, group.prompt_length + n - 1]
+        tokens = group.live[:, :, group.prompt_length + n - 1].long()
         taken.scatter_add_(1, tokens, group.live_scores.isfinite().to(taken.dtype))
         start += group.size
     return torch.cat(parents, dim=1)

@@ -208,6 +208,17 @@ def test_learned_positions_are_used_to_the_last() -> None:
         check_request(lm, ids, max_new_tokens=28, reads_last=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 1.0}], ids=str)
+def test_ids_keep_their_dtype(options: dict[str, Any]) -> None:
+    lm, ids = model(), prompts()
+    text = [
+        generate(lm, x, max_new_tokens=4, eos_id=3, generator=torch.Generator().manual_seed(0), **options)
+        for x in (ids, ids.int())
+    ]
+    assert text[1].dtype == torch.int32
+    assert torch.equal(text[0], text[1].long())
+
+
 def test_an_id_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="ids has 13, expected 0 to 12"):
         generate(model(), torch.tensor([[13]]), max_new_tokens=1)
