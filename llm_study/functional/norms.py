@@ -214,10 +214,12 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
         tensor([ 1., 14.])
     """
     _check_inputs(x, weight)
-    width = (x.shape[-1],)
-    if x.dtype == _wide(x):
-        return F.rms_norm(x, width, weight if weight is None else weight.to(x.dtype), eps)
-    y = F.rms_norm(x.to(_wide(x)), width, None, eps).to(x.dtype)
+    width, wide = (x.shape[-1],), _wide(x)
+    if x.dtype == wide:
+        if weight is not None and weight.dtype != wide:  # even a cast that does nothing takes its microsecond
+            weight = weight.to(wide)
+        return F.rms_norm(x, width, weight, eps)
+    y = F.rms_norm(x.to(wide), width, None, eps).to(x.dtype)
     return y if weight is None else (weight * y).to(x.dtype)
 
 

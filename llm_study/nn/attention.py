@@ -7,6 +7,7 @@ positions, and how queries meet keys (causal, windowed, with soft-capped scores,
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_divides, check_equal, check_ndim
@@ -130,15 +131,16 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("mask and attend are both given, expected one: put the mask into attend with partial")
         if rotary is not None and context is not None:
             raise ValueError("rotary and context are both given, expected one: positions are those of x alone")
-        context = x if context is None else context
         self._check("x", x, "T")
-        self._check("context", context, "S")
-        check_equal(
-            "batch size of context", context.shape[0], "batch size of x", x.shape[0], hint="repeat one with expand"
-        )
-        q, k, v = self._project(x, context)
-        if rotary is not None:
-            q, k = apply_rope(q, *rotary), apply_rope(k, *rotary)
+        if context is not None:
+            self._check("context", context, "S")
+            check_equal(
+                "batch size of context", context.shape[0], "batch size of x", x.shape[0], hint="repeat one with expand"
+            )
+        q, k, v = self._project(x, x if context is None else context)
+        if rotary is not None:  # of all heads at once: for a single token the number of calls is what takes time
+            both = apply_rope(torch.cat([q, k], dim=1), *rotary)
+            q, k = both[:, : self.n_heads], both[:, self.n_heads :]
         attend = partial(attention, mask=mask) if attend is None else attend
         heads = attend(q, k, v, scale=self.scale)  # (B, H, T, Dh)
         y: Tensor = self.o_proj(merge_heads(heads))  # (B, T, H * Dh) → (B, T, D)
