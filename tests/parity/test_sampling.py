@@ -1,4 +1,4 @@
-"""Filters, penalties and guidance against the Warpers and Processors of transformers: the same entries, the same values."""
+"""Filters, penalties and guidance against the Warpers and Processors of transformers, entry by entry."""
 
 import math
 from collections.abc import Callable
