@@ -31,7 +31,6 @@ __all__ = [
     "frequency_presence_penalty",
     "no_repeat_ngram_reference",
     "no_repeat_ngram",
-    "diversity_penalty",
     "sample",
     "gumbel_max",
     "gumbel_top_k",
@@ -492,37 +491,6 @@ def no_repeat_ngram(logits: Tensor, ids: Tensor, n: int) -> Tensor:
     same = (grams[..., :-1] == ids[:, None, T - n + 1 :]).all(dim=-1)  # they begin as the text ends
     hits = torch.zeros_like(logits, dtype=torch.int64).scatter_add(1, grams[..., -1], same.long())
     return logits.masked_fill(hits > 0, -math.inf)
-
-
-def diversity_penalty(scores: Tensor, chosen: Tensor, strength: float) -> Tensor:
-    r"""Subtract from each token how often other groups of beams chose it in this step.
-
-    .. math:: z_i - \lambda \sum_{g' < g} \sum_b [\,x^{(g')}_b = i\,]
-
-    Args:
-        scores: ``(B, V)`` scores of the group whose turn it is, one row for each beam.
-        chosen: ``(N,)`` tokens that the groups before it chose in this step; all rows see the same.
-        strength: :math:`\lambda`, at least 0.
-
-    Returns:
-        ``(B, V)`` scores.
-
-    Raises:
-        ValueError: if the strength is negative or not finite, or a token is outside the vocabulary.
-
-    Cost: one count of ``N`` tokens, and one pass over the scores.
-
-    References:
-        Vijayakumar et al. (2018), arXiv:1610.02424, the Hamming diversity.
-
-    Example:
-        >>> diversity_penalty(torch.zeros(1, 3), torch.tensor([2, 2, 0]), 0.5)
-        tensor([[-0.5000,  0.0000, -1.0000]])
-    """
-    _check_range("strength", strength, 0, math.inf, "[0, inf)")
-    check_ndim("chosen", chosen.shape, ("N",))
-    _check_ids(scores, chosen.expand(scores.shape[0], -1))
-    return scores - strength * torch.bincount(chosen, minlength=scores.shape[-1]).to(scores.dtype)
 
 
 def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -251,13 +251,6 @@ def test_repetition_penalty_depends_on_a_constant() -> None:
     assert other[0, 0].item() == pytest.approx(1 / (1 + math.exp(5)), rel=1e-6)
 
 
-def test_diversity_penalty_counts_the_choices_of_all_groups() -> None:
-    out = S.diversity_penalty(torch.zeros(2, 4), torch.tensor([3, 3, 1]), 0.5)
-    assert out.tolist() == [[0, -0.5, 0, -1.0]] * 2
-    none = S.diversity_penalty(torch.ones(2, 4), torch.zeros(0, dtype=torch.int64), 0.5)
-    assert torch.equal(none, torch.ones(2, 4))
-
-
 # --- draws
 
 
@@ -457,7 +450,6 @@ def test_dtypes_come_back_and_nothing_is_written_in_place(dtype: torch.dtype) ->
         S.repetition_penalty(logits, ids, 1.5),
         S.frequency_presence_penalty(logits, ids, frequency=0.1, presence=0.1),
         S.no_repeat_ngram(logits, ids, 2),
-        S.diversity_penalty(logits, ids[0], 0.5),
         S.classifier_free_guidance(logits, other, 1.5),
         S.contrastive_scores(logits, other),
         S.contrastive_difference(logits, other),
@@ -498,8 +490,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "n-gram": (lambda: S.no_repeat_ngram(Z, IDS, 0), r"n is 0, expected at least 1"),
     "n-gram reference": (lambda: S.no_repeat_ngram_reference(Z, IDS, 0), r"n is 0, expected at least 1"),
     "logits without batch": (lambda: S.repetition_penalty(Z[0], IDS, 1.1), r"logits has shape \(3,\)"),
-    "strength": (lambda: S.diversity_penalty(Z, IDS[0], -1.0), r"strength is -1.0"),
-    "chosen": (lambda: S.diversity_penalty(Z, IDS, 1.0), r"chosen has shape \(2, 4\)"),
     "sample nan": (lambda: S.sample(Z.index_fill(1, torch.tensor([1]), math.nan)), r"row 0 .*maximum nan"),
     "sample inf": (lambda: S.sample(torch.tensor([[0.0], [math.inf]])), r"row 1 .*maximum inf"),
     "sample nothing": (lambda: S.sample(torch.full((1, 3), -math.inf)), r"maximum -inf.*forbids every token"),

@@ -17,6 +17,7 @@ FILTERS: dict[str, tuple[Filter, Callable[[], hf.LogitsProcessor]]] = {
     "top-k": (lambda z: S.top_k_filter(z, 5), lambda: hf.TopKLogitsWarper(5)),
     "top-k all": (lambda z: S.top_k_filter(z, 999), lambda: hf.TopKLogitsWarper(999)),
     "top-p small": (lambda z: S.top_p_filter(z, 1e-6), lambda: hf.TopPLogitsWarper(1e-6)),
+    "top-p tiny": (lambda z: S.top_p_filter(z, 1e-12), lambda: hf.TopPLogitsWarper(1e-12)),
     "top-p 0.5": (lambda z: S.top_p_filter(z, 0.5), lambda: hf.TopPLogitsWarper(0.5)),
     "top-p 0.9": (lambda z: S.top_p_filter(z, 0.9), lambda: hf.TopPLogitsWarper(0.9)),
     "top-p 1": (lambda z: S.top_p_filter(z, 1.0), lambda: hf.TopPLogitsWarper(1.0)),
