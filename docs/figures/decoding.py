@@ -30,8 +30,8 @@ def tree(plt: Any, _: Translate) -> Any:
     def edge(start: tuple[float, float], end: tuple[float, float], p: float, on: tuple[bool, bool]) -> None:
         color = "C0" if on[0] else "C1" if on[1] else NEUTRAL
         ax.plot(*zip(start, end, strict=True), color=color, linewidth=3 if on[0] or on[1] else 1)
-        x, y = ((2 * a + 3 * b) / 5 for a, b in zip(start, end, strict=True))
-        ax.text(x, y + 0.2, f"{p:.2f}", ha="center", va="bottom", fontsize=9)
+        x, y = ((a + 3 * b) / 4 for a, b in zip(start, end, strict=True))
+        ax.text(x, y + 0.12, f"{p:.2f}", ha="right", va="bottom", fontsize=9)
 
     for first, p in TREE[""].items():
         edge((0, root), (1.6, middle[first]), p, (first == "cat", first == best[0]))
