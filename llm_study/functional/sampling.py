@@ -31,7 +31,6 @@ __all__ = [
     "frequency_presence_penalty",
     "no_repeat_ngram_reference",
     "no_repeat_ngram",
-    "diversity_penalty",
     "sample",
     "gumbel_max",
     "gumbel_top_k",
@@ -120,7 +119,7 @@ def top_p_filter_reference(logits: Tensor, p: float) -> Tensor:
     Cost: a loop over the tokens in Python.
 
     References:
-        Holtzman et al. (2020), arXiv:1904.09751, section 3.1.
+        Holtzman et al. (2020), arXiv:1904.09751.
 
     Example:
         >>> top_p_filter_reference(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).exp()
@@ -156,7 +155,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     Cost: one sort of each row.
 
     References:
-        Holtzman et al. (2020), arXiv:1904.09751, section 3.1.
+        Holtzman et al. (2020), arXiv:1904.09751.
 
     Example:
         >>> top_p_filter(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).exp()
@@ -378,7 +377,7 @@ def repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     Cost: ``B * T`` numbers are gathered and written back.
 
     References:
-        Keskar et al. (2019), arXiv:1909.05858, section 4.1, where negative logits are not treated apart.
+        Keskar et al. (2019), arXiv:1909.05858, which divides negative logits too; here as in transformers.
 
     Example:
         >>> repetition_penalty(torch.tensor([[3.0, -1.0, 2.0]]), torch.tensor([[0, 1, 0]]), 2.0)
@@ -421,10 +420,9 @@ def frequency_presence_penalty(logits: Tensor, ids: Tensor, *, frequency: float 
     _check_range("frequency", frequency, -math.inf, math.inf, "(-inf, inf)")
     _check_range("presence", presence, -math.inf, math.inf, "(-inf, inf)")
     _check_ids(logits, ids)
-    count = torch.zeros_like(logits, dtype=_dtype(logits)).scatter_add(
-        1, ids, torch.ones_like(ids, dtype=_dtype(logits))
-    )
-    return (logits - frequency * count - presence * (count > 0)).to(logits.dtype)
+    one = torch.ones_like(ids, dtype=_dtype(logits))
+    count = torch.zeros_like(logits, dtype=one.dtype).scatter_add(1, ids, one)
+    return (logits - frequency * count - presence * count.clamp(max=1)).to(logits.dtype)
 
 
 def no_repeat_ngram_reference(logits: Tensor, ids: Tensor, n: int) -> Tensor:
@@ -444,7 +442,7 @@ def no_repeat_ngram_reference(logits: Tensor, ids: Tensor, n: int) -> Tensor:
     Cost: a loop over the tokens in Python.
 
     References:
-        Paulus, Xiong and Socher (2017), arXiv:1705.04304, section 2.5, with n = 3.
+        Paulus, Xiong and Socher (2017), arXiv:1705.04304, with n = 3.
 
     Example:
         >>> no_repeat_ngram_reference(torch.zeros(1, 3), torch.tensor([[1, 2, 0, 1]]), 2)  # after 1 came 2
@@ -478,7 +476,7 @@ def no_repeat_ngram(logits: Tensor, ids: Tensor, n: int) -> Tensor:
     Cost: ``B * T * n`` comparisons.
 
     References:
-        Paulus, Xiong and Socher (2017), arXiv:1705.04304, section 2.5, with n = 3.
+        Paulus, Xiong and Socher (2017), arXiv:1705.04304, with n = 3.
 
     Example:
         >>> no_repeat_ngram(torch.zeros(1, 3), torch.tensor([[1, 2, 0, 1]]), 2)  # after 1 came 2
@@ -493,37 +491,6 @@ def no_repeat_ngram(logits: Tensor, ids: Tensor, n: int) -> Tensor:
     same = (grams[..., :-1] == ids[:, None, T - n + 1 :]).all(dim=-1)  # they begin as the text ends
     hits = torch.zeros_like(logits, dtype=torch.int64).scatter_add(1, grams[..., -1], same.long())
     return logits.masked_fill(hits > 0, -math.inf)
-
-
-def diversity_penalty(scores: Tensor, chosen: Tensor, strength: float) -> Tensor:
-    r"""Subtract from each token how often other groups of beams chose it in this step.
-
-    .. math:: z_i - \lambda \sum_{g' < g} \sum_b [\,x^{(g')}_b = i\,]
-
-    Args:
-        scores: ``(B, V)`` scores of the group whose turn it is, one row for each beam.
-        chosen: ``(N,)`` tokens that the groups before it chose in this step; all rows see the same.
-        strength: :math:`\lambda`, at least 0.
-
-    Returns:
-        ``(B, V)`` scores.
-
-    Raises:
-        ValueError: if the strength is negative or not finite, or a token is outside the vocabulary.
-
-    Cost: one count of ``N`` tokens, and one pass over the scores.
-
-    References:
-        Vijayakumar et al. (2018), arXiv:1610.02424, the Hamming diversity.
-
-    Example:
-        >>> diversity_penalty(torch.zeros(1, 3), torch.tensor([2, 2, 0]), 0.5)
-        tensor([[-0.5000,  0.0000, -1.0000]])
-    """
-    _check_range("strength", strength, 0, math.inf, "[0, inf)")
-    check_ndim("chosen", chosen.shape, ("N",))
-    _check_ids(scores, chosen.expand(scores.shape[0], -1))
-    return scores - strength * torch.bincount(chosen, minlength=scores.shape[-1]).to(scores.dtype)
 
 
 def sample(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -738,7 +705,7 @@ def plausible_filter(logits: Tensor, alpha: float) -> Tensor:
     Cost: one log-softmax of each row.
 
     References:
-        Li et al. (2023), arXiv:2210.15097, section 3.3.
+        Li et al. (2023), arXiv:2210.15097, the plausibility constraint.
 
     Example:
         >>> plausible_filter(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.5).exp()
@@ -770,7 +737,7 @@ def contrastive_difference(expert: Tensor, amateur: Tensor, *, alpha: float = 0.
     Cost: two log-softmaxes of each row.
 
     References:
-        Li et al. (2023), arXiv:2210.15097, section 3.
+        Li et al. (2023), arXiv:2210.15097.
 
     Example:
         >>> e, a = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.6, 0.1, 0.3]]).log()
@@ -843,7 +810,7 @@ def contrastive_search_scores(
     Cost: ``2 * B * k * T * D`` FLOPs, after a forward pass over ``B * k`` candidates.
 
     References:
-        Su et al. (2022), arXiv:2202.06417, equation (5).
+        Su et al. (2022), arXiv:2202.06417.
 
     Example:
         >>> h = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -880,7 +847,7 @@ def dola_layer(logits: Tensor, early: Tensor) -> Tensor:
     Cost: ``J + 1`` softmaxes of each row.
 
     References:
-        Chuang et al. (2024), arXiv:2309.03883, section 2.2.
+        Chuang et al. (2024), arXiv:2309.03883.
 
     Example:
         >>> p = torch.tensor([[0.9, 0.1]]).log()
@@ -915,7 +882,7 @@ def dola_scores(logits: Tensor, early: Tensor, *, alpha: float = 0.1) -> Tensor:
     Cost: ``J + 2`` softmaxes of each row, and ``J`` more products with the output matrix.
 
     References:
-        Chuang et al. (2024), arXiv:2309.03883, section 2.
+        Chuang et al. (2024), arXiv:2309.03883.
 
     Example:
         >>> p = torch.tensor([[0.6, 0.3, 0.1]]).log()
