@@ -578,9 +578,7 @@ class _Step:
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # (B, 1, T, S) by window
 
     @classmethod
-    def plan(
-        cls, tables: Sequence[BlockTable], counts: list[int], positions: Tensor, mask: Tensor | None
-    ) -> "_Step":
+    def plan(cls, tables: Sequence[BlockTable], counts: list[int], positions: Tensor, mask: Tensor | None) -> "_Step":
         """Lay out one call; the tables have room."""
         size = tables[0].pool.block_size
         length = max(table.length + count for table, count in zip(tables, counts, strict=True))
@@ -602,7 +600,7 @@ class _Step:
     def visible(self, window: int | None) -> Tensor | None:
         """Return which keys each query sees, ``(B, 1, T, S)``; None where being causal says it all."""
         T, S = self.positions.shape[1], self.length
-        if self.even and T in (1, S) and (window is None or S <= window):
+        if self.even and T in (1, S) and (window is None or window >= S):
             return None
         if window not in self.masks:
             past = self.positions[:, None, :, None] - torch.arange(S, device=self.positions.device)
