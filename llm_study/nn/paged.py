@@ -259,7 +259,8 @@ class BlockTable:
         Raises:
             ValueError: if the table has blocks already, or one of the blocks has no owner.
         """
-        check_equal("number of blocks of the table", len(self.blocks), "what it takes to adopt others", 0)
+        if self.blocks:
+            raise ValueError(f"the table has {len(self.blocks)} blocks, expected 0: what is adopted comes first")
         self.pool.share(blocks)
         self.blocks, self.length = list(blocks), len(blocks) * self.pool.block_size
 
@@ -335,9 +336,11 @@ class PagedKVCache:
 
     def __init__(self, tables: Sequence[BlockTable]) -> None:
         check_at_least("number of tables", len(tables), 1, hint="one for each row of the batch")
-        check_equal("number of different tables", len({id(t) for t in tables}), "number of tables", len(tables))
+        different = len({id(table) for table in tables})
+        check_equal("number of different tables", different, "number of tables", len(tables), hint="use fork")
         pools = len({id(table.pool) for table in tables})
-        check_equal("number of pools of the tables", pools, "number of pools of a cache", 1)
+        if pools > 1:
+            raise ValueError(f"the tables are of {pools} pools, expected 1: make a cache for each pool")
         self.tables, self.pool = list(tables), tables[0].pool
         self._step: _Step | None = None
 
@@ -518,7 +521,8 @@ class PackedKVCache:
             ValueError: if there is a mask, ``N`` is not the number of new tokens, or the pool has too few free blocks;
                 then nothing changes.
         """
-        check_equal("mask", mask, "what a row without padding takes", None)
+        if mask is not None:
+            raise ValueError(f"a mask {tuple(mask.shape)} is given, but a packed row has no padding: leave it out")
         check_equal("shape of ids", tuple(ids.shape), "shape of the row (1, N)", (1, sum(self.counts)))
         _reserve(self._tables, self.counts)
         positions = torch.empty_like(ids)
