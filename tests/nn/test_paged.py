@@ -382,7 +382,7 @@ def test_what_does_not_fit_the_cache_is_refused() -> None:
     cache.begin(random_ids(2, 1))
     with pytest.raises(ValueError, match=r"shape of k is \(2, 4, 1, 6\), .* is \(2, 2, 1, 6\)"):
         cache.attend(0, q, q, q, how=lambda q, *_, **__: q)
-    with pytest.raises(ValueError, match="dtype of k is torch.float32, dtype of the pool is torch.float64"):
+    with pytest.raises(ValueError, match=r"dtype of k is torch.float32, dtype of the pool is torch.float64"):
         cache.attend(0, q, q[:, :2].float(), q[:, :2].float(), how=lambda q, *_, **__: q)
 
 
