@@ -1,4 +1,4 @@
-"""Keys and values in blocks: sequences of any lengths share one pool of memory, and blocks of a common beginning.
+"""Keys and values in blocks: sequences of any length share one pool, and those that begin alike share blocks.
 
 A :class:`BlockPool` holds the memory of all layers, cut into blocks of a few tokens. A :class:`BlockTable` says which
 blocks hold one sequence, as a page table says where the pages of a process lie. :class:`PagedKVCache` lets a model see
@@ -213,7 +213,7 @@ class BlockTable:
         self.blocks: list[int] = []
 
     def shared_tail(self) -> int | None:
-        """Return the block that the next token goes into, if it is half full and has other owners.
+        """Return the block that the next token goes into, if it is partly filled and has other owners.
 
         Returns:
             The block, which must be copied before it is written to; None if there is no need.
@@ -268,7 +268,7 @@ class BlockTable:
         """Return a second sequence that has the same past: it shares all filled blocks.
 
         Returns:
-            The table. Both may go on: the first that writes into a shared block makes a copy of it.
+            The table. Both may go on, since whoever writes into a shared block first makes a copy of it.
         """
         other = BlockTable(self.pool)
         other.blocks, other.length = self.blocks[: -(-self.length // self.pool.block_size)], self.length
@@ -315,7 +315,7 @@ class PagedKVCache:
     Cost: reads and copies ``2 * B * S * K * Dh`` numbers for each layer and call, ``S`` the longest length.
 
     References:
-        Kwon et al. (2023), arXiv:2309.06180, section 4.3. Their kernel reads the blocks where they lie; here they are
+        Kwon et al. (2023), arXiv:2309.06180, section 4.1. Their kernel reads the blocks where they lie; here they are
         gathered first.
 
     Example:
@@ -362,7 +362,7 @@ class PagedKVCache:
             mask: ``(B, T)`` boolean, True where a token is real; only these are kept. Default: all are.
 
         Returns:
-            ``(B, T)`` positions: each sequence counts its own real tokens. Padding repeats the position before it.
+            ``(B, T)`` positions, counted over the real tokens of each sequence. Padding repeats the position before it.
 
         Raises:
             ValueError: if ``B`` is not the number of sequences, the mask does not fit, or the pool has too few free
@@ -465,7 +465,7 @@ class PackedKVCache:
         ValueError: if there is no table, a count is missing or below 1, or the tables are of different pools.
 
     References:
-        Yu et al. (2022), Orca, OSDI 2022, section 3.2: selective batching.
+        Yu et al. (2022), "Orca", OSDI 2022, who call it selective batching.
 
     Example:
         >>> from llm_study.core.config import LlamaConfig
@@ -499,7 +499,7 @@ class PackedKVCache:
             new: token ids of each sequence.
 
         Returns:
-            ``(1, N)`` ids: all but the last of each sequence, then the last of each.
+            ``(1, N)`` ids, first all but the last of each sequence, then the last of each.
 
         Raises:
             ValueError: if a sequence has another number of new tokens than was said.
