@@ -490,7 +490,8 @@ class PackedKVCache:
         for count in sorted(set(counts)):
             rows = [row for row, n in enumerate(counts) if n == count]
             group = PagedKVCache([tables[row] for row in rows])
-            self._groups.append((group, torch.tensor([columns[row] for row in rows])))
+            where = torch.tensor([columns[row] for row in rows], device=self.pool.keys[0].device)
+            self._groups.append((group, where))
 
     def pack(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Put the new tokens of all sequences into one row.
