@@ -1,6 +1,7 @@
 """Beam search: keep the best few texts at each step, all of one kind or in groups that avoid each other."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ __all__ = ["Beams", "beam_search", "diverse_beam_search"]
 Stopping = bool | Literal["never"]
 
 
-class Beams(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Beams:
     """What a beam search has found, best first.
 
     Args:
@@ -240,7 +242,8 @@ def _search(
     with torch.inference_mode():
         groups = _grow(model, ids, rules, sizes, diversity, adjust, mask)
         found = _collect(groups, ids)
-    return Beams(*(x.clone() for x in found))  # made outside inference mode: they may be trained on
+    # copied outside inference mode: they may be trained on
+    return Beams(found.ids.clone(), found.scores.clone(), found.lengths.clone())
 
 
 def _grow(

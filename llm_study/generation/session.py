@@ -199,6 +199,7 @@ def check_request(
     max_new_tokens: int,
     eos_id: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
+    reads_last: bool = False,
 ) -> None:
     """Check that a model can continue a prompt, before anything is computed.
 
@@ -208,6 +209,7 @@ def check_request(
         max_new_tokens: how many tokens may follow it.
         eos_id: ids that end a sequence.
         mask: ``(B, T)`` boolean, True where a token of the prompt is real.
+        reads_last: whether the last new token is read, too, as it need not be to end there.
 
     Raises:
         ValueError: if the prompt is empty, fewer than one token is asked for, an end is no id of the vocabulary, the
@@ -236,8 +238,10 @@ def check_request(
     longest = ids.shape[1] if mask is None else int(mask.sum(-1).max())
     learned: int | None = getattr(model.config, "n_positions", None)
     if learned is not None:
-        hint = f"{longest} tokens of the prompt and {max_new_tokens} new ones, the last not read"
-        check_at_least("n_positions", learned, longest + max_new_tokens - 1, hint=hint)
+        hint = f"{longest} tokens of the prompt and {max_new_tokens} new ones" + (", the last not read") * (
+            not reads_last
+        )
+        check_at_least("n_positions", learned, longest + max_new_tokens - (not reads_last), hint=hint)
 
 
 def _check_left_padded(mask: Tensor, ids: Tensor) -> None:

@@ -106,7 +106,28 @@ class DecoderForCausalLM(PretrainedModel):
         self.check_ids(ids)
         check_kept(logits_to_keep, ids)
         hidden = self.model(ids, mask=mask, positions=positions, cache=cache)
-        logits: Tensor = self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers; what one gives, normalized by :attr:`norm`, can be turned into logits by :meth:`head`."""
+        return self.model.layers
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last layer."""
+        return self.model.norm
+
+    def head(self, x: Tensor) -> Tensor:
+        """Turn normalized vectors into logits.
+
+        Args:
+            x: ``(B, T, D)`` what the norm after the last layer gives.
+
+        Returns:
+            ``(B, T, V)`` logits.
+        """
+        logits: Tensor = self.lm_head(x)
         return logits if self.finish is None else self.finish(logits)
 
 

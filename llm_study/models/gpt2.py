@@ -103,7 +103,28 @@ class GPT2ForCausalLM(PretrainedModel):
         self.check_ids(ids)
         check_kept(logits_to_keep, ids)
         hidden = self.transformer(ids, mask, positions, cache)
-        logits: Tensor = self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks; what one gives, normalized by :attr:`norm`, can be turned into logits by :meth:`head`."""
+        return self.transformer.h
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.transformer.ln_f
+
+    def head(self, x: Tensor) -> Tensor:
+        """Turn normalized vectors into logits.
+
+        Args:
+            x: ``(B, T, D)`` what the norm after the last block gives.
+
+        Returns:
+            ``(B, T, V)`` logits.
+        """
+        logits: Tensor = self.lm_head(x)
         return logits
 
     @classmethod
