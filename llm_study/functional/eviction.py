@@ -48,8 +48,9 @@ def accumulated_attention(weights: Tensor, *, n_kv_heads: int) -> Tensor:
         tensor([1.2500, 0.7500])
     """
     check_ndim("weights", weights.shape, ("B", "H", "T", "S"))
-    check_divides("n_kv_heads", n_kv_heads, "heads of weights", weights.shape[1])
-    grouped = weights.unflatten(1, (n_kv_heads, -1))  # (B, K, H / K, T, S)
+    B, H, T, S = weights.shape
+    check_divides("n_kv_heads", n_kv_heads, "heads of weights", H)
+    grouped = weights.reshape(B, n_kv_heads, H // n_kv_heads, T, S)
     return grouped.to(torch.promote_types(weights.dtype, torch.float32)).sum(dim=(2, 3))
 
 

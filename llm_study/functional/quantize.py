@@ -82,7 +82,8 @@ def quantize_affine_reference(x: Tensor, *, bits: int) -> Tensor:
     minimum, maximum = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     step = (maximum - minimum) / (2**bits - 1)
     level = torch.where(step > 0, (x - minimum) / step, 0.0).round()
-    return minimum + step * level
+    rounded: Tensor = minimum + step * level
+    return rounded
 
 
 def quantize_affine(x: Tensor, *, bits: int, group: int, dim: int = -1) -> AffineQuantized:
@@ -123,7 +124,8 @@ def quantize_affine(x: Tensor, *, bits: int, group: int, dim: int = -1) -> Affin
     dim = dim - x.ndim if dim >= 0 else dim
     check_divides("group", group, f"size of x along dim {dim}", x.shape[dim], hint="every group must be full")
     check_divides("codes in a byte", 8 // bits, "group", group, hint="a group must fill whole bytes")
-    groups = x.movedim(dim, -1).unflatten(-1, (-1, group))  # (…, N / G, G)
+    last = x.movedim(dim, -1)
+    groups = last.reshape(*last.shape[:-1], last.shape[-1] // group, group)  # (…, N / G, G)
     minimum = groups.amin(-1)
     scale = ((groups.amax(-1).to(_wide(x)) - minimum.to(_wide(x))) / (2**bits - 1)).to(x.dtype)
     codes = _nearest(groups, minimum, scale, bits)
@@ -148,9 +150,11 @@ def dequantize_affine(x: AffineQuantized) -> Tensor:
         >>> dequantize_affine(quantize_affine(torch.tensor([0.0, 1.0, 2.0, 9.0]), bits=2, group=4))
         tensor([0., 0., 3., 9.])
     """
-    codes = unpack_bits(x.codes, bits=x.bits).unflatten(-1, (x.scale.shape[-1], -1))  # (…, N / G, G)
+    codes, groups = unpack_bits(x.codes, bits=x.bits), x.scale.shape[-1]
+    codes = codes.reshape(*x.scale.shape, codes.shape[-1] // max(groups, 1))  # (…, N / G, G)
     scale, minimum = (part.to(_wide(part)).unsqueeze(-1) for part in (x.scale, x.minimum))
-    return (minimum + scale * codes.to(scale.dtype)).flatten(-2).to(x.scale.dtype).movedim(-1, x.dim)
+    numbers: Tensor = minimum + scale * codes.to(scale.dtype)
+    return numbers.flatten(-2).to(x.scale.dtype).movedim(-1, x.dim)
 
 
 def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
@@ -177,7 +181,8 @@ def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
     per_byte = 8 // bits
     check_divides("codes in a byte", per_byte, "number of codes", codes.shape[-1])
     places = torch.arange(per_byte, device=codes.device) * bits
-    return (codes.unflatten(-1, (-1, per_byte)).long() << places).sum(-1).to(torch.uint8)
+    bytes_of_codes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte).long()
+    return (bytes_of_codes << places).sum(-1).to(torch.uint8)
 
 
 def unpack_bits(packed: Tensor, *, bits: int) -> Tensor:
@@ -202,7 +207,8 @@ def unpack_bits(packed: Tensor, *, bits: int) -> Tensor:
     """
     _check_bits(bits)
     places = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed.unsqueeze(-1) >> places) & (2**bits - 1)).flatten(-2)
+    codes: Tensor = (packed.unsqueeze(-1) >> places) & (2**bits - 1)
+    return codes.flatten(-2)
 
 
 def affine_bits_per_number(*, bits: int, group: int, parameter_bits: int = 16) -> float:
@@ -236,7 +242,7 @@ def _nearest(groups: Tensor, minimum: Tensor, scale: Tensor, bits: int) -> Tenso
     """Return the nearest level ``(…, G)`` of each number, by the step and smallest value as they are stored."""
     wide = _wide(groups)
     step, least = scale.to(wide).unsqueeze(-1), minimum.to(wide).unsqueeze(-1)
-    level = torch.where(step > 0, (groups.to(wide) - least) / step, 0.0)
+    level: Tensor = torch.where(step > 0, (groups.to(wide) - least) / step, 0.0)
     return level.round().clamp(0, 2**bits - 1).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What caches whose slots are not simply the positions have in common: checks of new tokens, and who sees which slot."""
+"""What the caches that change keys and values share: checks of new tokens, and who sees which slot."""
 
 import torch
 from torch import Tensor

@@ -53,8 +53,8 @@ class EvictionPolicy(Protocol):
         Args:
             past: ``(B, K, n)`` scores of the past slots.
             new: number ``T`` of new slots, which are the last.
-            weights: returns ``(B, H, T, n + T)``, the attention of the new queries; costs a second pass of attention,
-                so it is called only where it is needed.
+            weights: ``() → (B, H, T, n + T)``, returns the attention of the new queries; costs a second pass of
+                attention, so it is called only where it is needed.
 
         Returns:
             ``(B, K, n + T)`` scores.
@@ -105,7 +105,7 @@ class HeavyHitters:
         Args:
             past: ``(B, K, n)`` scores of the past slots.
             new: number of new slots.
-            weights: returns the attention of the new queries.
+            weights: ``() → (B, H, T, n + T)``, returns the attention of the new queries.
 
         Returns:
             ``(B, K, n + T)`` scores.
@@ -160,7 +160,7 @@ class SinksAndRecent:
         Args:
             past: ``(B, K, n)`` scores of the past slots.
             new: number of new slots.
-            weights: is not called.
+            weights: ``() → (B, H, T, n + T)``, is not called.
 
         Returns:
             ``(B, K, n + T)`` zeros.
@@ -221,7 +221,7 @@ class ObservationWindow:
         Args:
             past: ``(B, K, n)`` scores of the past slots.
             new: number of new slots.
-            weights: returns the attention of the new queries.
+            weights: ``() → (B, H, T, n + T)``, returns the attention of the new queries.
 
         Returns:
             ``(B, K, n + T)`` votes.
@@ -278,13 +278,14 @@ class EvictingKVCache:
         Zhang et al. (2023), arXiv:2306.14048; Xiao et al. (2024), arXiv:2309.17453; Li et al. (2024), arXiv:2404.14469.
 
     Example:
-        >>> from llm_study.core.config import LlamaConfig
-        >>> from llm_study.models.llama import LlamaForCausalLM
-        >>> config = LlamaConfig(
-        ...     vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
-        ... )
+        >>> from llm_study.core.config import GPT2Config
+        >>> from llm_study.functional.attention import causal_attention
+        >>> config = GPT2Config(vocab_size=9, n_positions=16, n_embd=8, n_layer=1, n_head=1)
         >>> cache = EvictingKVCache(config, batch_size=1, policy=SinksAndRecent(budget=4, sinks=1))
-        >>> _ = LlamaForCausalLM(config)(torch.arange(9)[None], cache=cache)
+        >>> def how(q, k, v, *, mask, scale):  # as a model would attend
+        ...     return causal_attention(q, k, v, scale=scale)
+        >>> x = torch.randn(1, 1, 9, 8)
+        >>> _ = cache.begin(torch.arange(9)[None]), cache.attend(0, x, x, x, how=how), cache.end()
         >>> cache.positions(0)[0, 0], cache.length
         (tensor([0, 6, 7, 8]), 9)
     """
@@ -305,7 +306,7 @@ class EvictingKVCache:
             _Slots(
                 keys=torch.empty(batch_size, layer.n_kv_heads, 0, layer.d_head, dtype=dtype, device=device),
                 values=torch.empty(batch_size, layer.n_kv_heads, 0, layer.d_head, dtype=dtype, device=device),
-                index=torch.empty(batch_size, layer.n_kv_heads, 0, dtype=torch.long, device=device),
+                tokens=torch.empty(batch_size, layer.n_kv_heads, 0, dtype=torch.long, device=device),
                 real=torch.empty(batch_size, layer.n_kv_heads, 0, dtype=torch.bool, device=device),
                 scores=torch.empty(batch_size, layer.n_kv_heads, 0, device=device),
             )
@@ -329,7 +330,7 @@ class EvictingKVCache:
         Returns:
             ``(B, K, n)`` their positions in ascending order.
         """
-        return self._layers[layer].index
+        return self._layers[layer].tokens
 
     def begin(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Prepare for new tokens.
@@ -371,10 +372,10 @@ class EvictingKVCache:
         past, new = self._layers[layer], self._real.shape[1]
         check_new_keys(k, new, past.keys.dtype)
         slots = past.extended(k.detach(), v.detach(), self._real, self.length)
-        mask = visible(slots.index, slots.real, new, window=self._windows[layer], n_heads=q.shape[1])
+        mask = visible(slots.tokens, slots.real, new, window=self._windows[layer], n_heads=q.shape[1])
 
         def weights() -> Tensor:
-            units = torch.eye(slots.index.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
+            units = torch.eye(slots.tokens.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
             mixed = how(q, slots.keys, units, mask=mask, scale=scale).detach()  # mixed units are the weights
             return mixed * self._real[:, None, :, None]  # padding does not vote
 
@@ -407,7 +408,7 @@ class EvictingKVCache:
 
     def _evicted(self, slots: "_Slots", new: int) -> "_Slots":
         """Return the slots that the policy keeps."""
-        if slots.index.shape[2] <= self.policy.budget:
+        if slots.tokens.shape[2] <= self.policy.budget:
             return slots
         kept = self.policy.keep(slots.scores, slots.real, new)
         return slots if kept is None else slots.chosen(kept)
@@ -418,23 +419,23 @@ class _Slots(NamedTuple):
 
     keys: Tensor
     values: Tensor
-    index: Tensor
+    tokens: Tensor
     real: Tensor
     scores: Tensor
 
     def extended(self, k: Tensor, v: Tensor, real: Tensor, first: int) -> "_Slots":
         """Return these slots and those of new tokens, whose scores are still missing."""
         shape = k.shape[:3]
-        index = torch.arange(first, first + shape[2], device=k.device).expand(shape)
+        tokens = torch.arange(first, first + shape[2], device=k.device).expand(shape)
         return self._replace(
             keys=torch.cat([self.keys, k], dim=2),
             values=torch.cat([self.values, v], dim=2),
-            index=torch.cat([self.index, index], dim=2),
+            tokens=torch.cat([self.tokens, tokens], dim=2),
             real=torch.cat([self.real, real[:, None].expand(shape)], dim=2),
         )
 
     def chosen(self, kept: Tensor) -> "_Slots":
         """Return the slots of the indices ``(B, K, n)``."""
         wide = kept[..., None].expand(-1, -1, -1, self.keys.shape[-1])
-        flat = (x.gather(2, kept) for x in (self.index, self.real, self.scores))
+        flat = (x.gather(2, kept) for x in (self.tokens, self.real, self.scores))
         return _Slots(self.keys.gather(2, wide), self.values.gather(2, wide), *flat)

@@ -52,13 +52,14 @@ class QuantizedKVCache:
         Liu et al. (2024), arXiv:2402.02750.
 
     Example:
-        >>> from llm_study.core.config import LlamaConfig
-        >>> from llm_study.models.llama import LlamaForCausalLM
-        >>> config = LlamaConfig(
-        ...     vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
-        ... )
-        >>> cache = QuantizedKVCache(config, batch_size=1, max_length=99, bits=4, group=8, residual=8)
-        >>> _ = LlamaForCausalLM(config)(torch.arange(27)[None], cache=cache)
+        >>> from llm_study.core.config import GPT2Config
+        >>> from llm_study.functional.attention import causal_attention
+        >>> config = GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_layer=1, n_head=4)
+        >>> cache = QuantizedKVCache(config, batch_size=1, max_length=32, bits=4, group=8, residual=8)
+        >>> def how(q, k, v, *, mask, scale):  # as a model would attend
+        ...     return causal_attention(q, k, v, scale=scale)
+        >>> x = torch.randn(1, 4, 27, 8)
+        >>> _ = cache.begin(torch.arange(27)[None]), cache.attend(0, x, x, x, how=how), cache.end()
         >>> cache.nbytes, 2 * 27 * 32 * 4  # 24 keys and 19 values quantized; all of them in 32 bits
         (3472, 6912)
     """
