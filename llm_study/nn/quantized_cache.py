@@ -46,7 +46,7 @@ class QuantizedKVCache:
             of a head or does not fill whole bytes, or the configuration is not that of a decoder.
 
     Cost: ``bits / 8 + 2 * p / group`` bytes for each quantized number, ``p`` for each that is not, where ``p`` is the
-        size of ``dtype``.
+    size of ``dtype``.
 
     References:
         Liu et al. (2024), arXiv:2402.02750.
