@@ -10,7 +10,6 @@ its blocks back and is computed again later.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +79,8 @@ class Completion:
     n_preempted: int
 
 
-class NewToken(NamedTuple):
+@dataclass(frozen=True)
+class NewToken:
     """A token that a request has got.
 
     Args:
@@ -114,7 +114,7 @@ class RadixTree:
     Cost: ``O(S)`` for a text of ``S`` tokens; evicting walks through the whole tree.
 
     References:
-        Zheng et al. (2024), SGLang, arXiv:2312.07104, section 3.
+        Zheng et al. (2024), arXiv:2312.07104, section 3.
 
     Example:
         >>> from llm_study.core.config import LlamaConfig
@@ -229,13 +229,13 @@ class Scheduler:
     """Continuous batching over a pool of blocks.
 
     A step of the model reads at most ``token_budget`` tokens: one of each request that is being answered, and with what
-    is left a chunk of the next prompt. Requests are served in the order in which they came:
+    is left a chunk of the next prompt. Requests are admitted in the order in which they came:
 
     - A request is admitted when there is room in the batch and the pool has blocks for its whole prompt, less those
       that the tree of prefixes has already.
     - If a running request needs a block and none is free, the tree gives up what nobody uses; then the request that was
       admitted last gives back its blocks and waits, before all others, to be admitted again. What it has written by
-      then is kept, and its keys and values are computed again.
+      then is kept; its keys and values are computed again.
 
     Each request gets the tokens that :func:`llm_study.generation.decode.generate` would give it alone. The logits
     differ by rounding only, since they come from products of other shapes.
@@ -258,8 +258,9 @@ class Scheduler:
             ``max_running``: each running request gets a token in each step.
 
     References:
-        Continuous batching: Yu et al. (2022), Orca, OSDI 2022. Blocks and preemption: Kwon et al. (2023),
-        arXiv:2309.06180. Chunks of prompts beside the answers: Agrawal et al. (2024), arXiv:2403.02310.
+        Batches that change at every step: Yu et al. (2022), "Orca", OSDI 2022. Blocks and preemption: Kwon et al.
+        (2023), arXiv:2309.06180, section 4. Chunks of prompts beside the answers: Agrawal et al. (2024),
+        arXiv:2403.02310.
 
     Example:
         >>> from llm_study.core.config import LlamaConfig

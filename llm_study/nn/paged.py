@@ -1,4 +1,4 @@
-"""Keys and values in blocks: sequences of any lengths share one pool of memory, and blocks of a common beginning.
+"""Keys and values in blocks: sequences of any length share one pool, and those that begin alike share blocks.
 
 A :class:`BlockPool` holds the memory of all layers, cut into blocks of a few tokens. A :class:`BlockTable` says which
 blocks hold one sequence, as a page table says where the pages of a process lie. :class:`PagedKVCache` lets a model see
@@ -213,7 +213,7 @@ class BlockTable:
         self.blocks: list[int] = []
 
     def shared_tail(self) -> int | None:
-        """Return the block that the next token goes into, if it is half full and has other owners.
+        """Return the block that the next token goes into, if it is partly filled and has other owners.
 
         Returns:
             The block, which must be copied before it is written to; None if there is no need.
@@ -259,7 +259,8 @@ class BlockTable:
         Raises:
             ValueError: if the table has blocks already, or one of the blocks has no owner.
         """
-        check_equal("number of blocks of the table", len(self.blocks), "what it takes to adopt others", 0)
+        if self.blocks:
+            raise ValueError(f"the table has {len(self.blocks)} blocks, expected 0: what is adopted comes first")
         self.pool.share(blocks)
         self.blocks, self.length = list(blocks), len(blocks) * self.pool.block_size
 
@@ -267,7 +268,7 @@ class BlockTable:
         """Return a second sequence that has the same past: it shares all filled blocks.
 
         Returns:
-            The table. Both may go on: the first that writes into a shared block makes a copy of it.
+            The table. Both may go on, since whoever writes into a shared block first makes a copy of it.
         """
         other = BlockTable(self.pool)
         other.blocks, other.length = self.blocks[: -(-self.length // self.pool.block_size)], self.length
@@ -314,7 +315,7 @@ class PagedKVCache:
     Cost: reads and copies ``2 * B * S * K * Dh`` numbers for each layer and call, ``S`` the longest length.
 
     References:
-        Kwon et al. (2023), arXiv:2309.06180, section 4.3. Their kernel reads the blocks where they lie; here they are
+        Kwon et al. (2023), arXiv:2309.06180, section 4.1. Their kernel reads the blocks where they lie; here they are
         gathered first.
 
     Example:
@@ -335,9 +336,11 @@ class PagedKVCache:
 
     def __init__(self, tables: Sequence[BlockTable]) -> None:
         check_at_least("number of tables", len(tables), 1, hint="one for each row of the batch")
-        check_equal("number of different tables", len({id(t) for t in tables}), "number of tables", len(tables))
+        different = len({id(table) for table in tables})
+        check_equal("number of different tables", different, "number of tables", len(tables), hint="use fork")
         pools = len({id(table.pool) for table in tables})
-        check_equal("number of pools of the tables", pools, "number of pools of a cache", 1)
+        if pools > 1:
+            raise ValueError(f"the tables are of {pools} pools, expected 1: make a cache for each pool")
         self.tables, self.pool = list(tables), tables[0].pool
         self._step: _Step | None = None
 
@@ -359,7 +362,7 @@ class PagedKVCache:
             mask: ``(B, T)`` boolean, True where a token is real; only these are kept. Default: all are.
 
         Returns:
-            ``(B, T)`` positions: each sequence counts its own real tokens. Padding repeats the position before it.
+            ``(B, T)`` positions, counted over the real tokens of each sequence. Padding repeats the position before it.
 
         Raises:
             ValueError: if ``B`` is not the number of sequences, the mask does not fit, or the pool has too few free
@@ -462,7 +465,7 @@ class PackedKVCache:
         ValueError: if there is no table, a count is missing or below 1, or the tables are of different pools.
 
     References:
-        Yu et al. (2022), Orca, OSDI 2022, section 3.2: selective batching.
+        Yu et al. (2022), "Orca", OSDI 2022, who call it selective batching.
 
     Example:
         >>> from llm_study.core.config import LlamaConfig
@@ -496,7 +499,7 @@ class PackedKVCache:
             new: token ids of each sequence.
 
         Returns:
-            ``(1, N)`` ids: all but the last of each sequence, then the last of each.
+            ``(1, N)`` ids, first all but the last of each sequence, then the last of each.
 
         Raises:
             ValueError: if a sequence has another number of new tokens than was said.
@@ -518,7 +521,8 @@ class PackedKVCache:
             ValueError: if there is a mask, ``N`` is not the number of new tokens, or the pool has too few free blocks;
                 then nothing changes.
         """
-        check_equal("mask", mask, "what a row without padding takes", None)
+        if mask is not None:
+            raise ValueError(f"a mask {tuple(mask.shape)} is given, but a packed row has no padding: leave it out")
         check_equal("shape of ids", tuple(ids.shape), "shape of the row (1, N)", (1, sum(self.counts)))
         _reserve(self._tables, self.counts)
         positions = torch.empty_like(ids)
