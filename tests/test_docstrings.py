@@ -122,7 +122,6 @@ def problems_of_class(kind: type) -> list[str]:
     elsewhere = {name for base in bases for name in entries(sections(base.__doc__ or "").get("Args", ""))}
     elsewhere -= entries(parts.get("Args", "")).keys()
     own = [p for name, p in signature.parameters.items() if name not in elsewhere]
-    own = [] if getattr(kind, "_is_protocol", False) else own  # nobody constructs a protocol
     found = list(problems_of_arguments(parts, signature.replace(parameters=own)))
     # the constructor of a dataclass is generated and has no source, what runs after it checks; a named tuple has none
     checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__
