@@ -213,13 +213,16 @@ def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[l
 
 def end_ids(folder: Path) -> list[int]:
     """Return the ids that end a text, as ``generation_config.json`` or else ``config.json`` says."""
+    from llm_study.core.config import config_from_dict
     from llm_study.core.hub import CONFIG, read_config, read_json
 
     file = folder / "generation_config.json"
     raw = read_json(file) if file.is_file() else {}
-    file, raw = (file, raw) if "eos_token_id" in raw else (folder / CONFIG, read_config(folder))
-    found = raw.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if "eos_token_id" in raw:
+        found = raw["eos_token_id"]
+    else:
+        file, found = folder / CONFIG, config_from_dict(read_config(folder), source=str(folder / CONFIG)).eos_token_id
+    ids = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
     if not all(type(id) is int for id in ids):
         raise ValueError(f"{file}: eos_token_id is {found!r}, expected a number or a list of numbers")
     return ids
@@ -233,6 +236,7 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
     from llm_study.models import from_pretrained
 
     model, generator = from_pretrained(arguments.path), torch.Generator()
+    ends = [id for id in ends if id < model.config.vocab_size]  # config.json may name one that its model never says
     if arguments.seed is None:
         generator.seed()
     else:
