@@ -173,18 +173,16 @@ def generate(arguments: argparse.Namespace) -> None:
         decoder.push(id)  # what follows is no beginning of a text: it may start with a space
     for id in new_ids(arguments, ids, [*ends, *end_ids(arguments.path)]):
         if id < tokenizer.vocab_size:  # a model may have more rows, to make their number round; they spell nothing
-            write(decoder.push(id))
-    write(decoder.flush() + "\n")
+            show_piece(decoder.push(id))
+    show_piece(decoder.flush() + "\n")
 
 
 def check_generate(arguments: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
     for name in ("top_k", "top_p", "min_p", "seed"):
         if getattr(arguments, name) is not None and arguments.temperature == 0:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"--{option} has no effect at temperature 0: give --temperature a value above 0, such as 1"
-            )
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} has no effect at temperature 0: add --temperature 1, or another value above 0")
     if arguments.system is not None and arguments.chat is None:
         raise ValueError("--system has no effect without --chat: name the format of the chat")
 
@@ -249,7 +247,7 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
         yield int(tokens)
 
 
-def write(text: str) -> None:
+def show_piece(text: str) -> None:
     """Show a piece of text at once; what the terminal cannot show becomes a question mark."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -178,7 +178,7 @@ def letters(tokenizer: Tokenizer, text: str) -> list[int]:
 def shown(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> list[str]:
     """Return what the command writes, in the pieces in which it does."""
     pieces: list[str] = []
-    monkeypatch.setattr(command_line, "write", pieces.append)
+    monkeypatch.setattr(command_line, "show_piece", pieces.append)
     assert command_line.main(["generate", str(folder), *options]) == 0
     return pieces
 
