@@ -5,19 +5,18 @@ begin. :class:`WordPiece` does what BERT's tokenizer does, normalizing included,
 library gives for the same file.
 """
 
-import json
 import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import regex
 
 from llm_study.tokenizers import _unicode
+from llm_study.tokenizers._files import added_tokens, check_special, check_type, special_entries, write_json
 from llm_study.tokenizers.base import check_text, read_tokenizer_json, split_special
 
 __all__ = ["BertNormalizer", "bert_split", "longest_match", "pair_scores", "likelihood_gain", "WordPiece"]
@@ -323,7 +322,7 @@ class WordPiece:
             ValueError: if the text holds a lone surrogate, or an allowed special token is none of this tokenizer's.
         """
         check_text(text)
-        _check_special(allowed_special, self.special_tokens)
+        check_special(allowed_special, self.special_tokens)
         ids: list[int] = []
         for piece, special in split_special(text, allowed_special):
             if special:
@@ -429,15 +428,11 @@ class WordPiece:
         Args:
             path: the file.
         """
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         raw = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [
-                {"id": id, "content": token, **flags}
-                for id, token in sorted((self.vocab[token], token) for token in self.special_tokens)
-            ],
+            "added_tokens": special_entries({token: self.vocab[token] for token in self.special_tokens}),
             "normalizer": {"type": "BertNormalizer", **asdict(self.normalizer)} if self.normalizer else None,
             "pre_tokenizer": {"type": "BertPreTokenizer"},
             "post_processor": None,
@@ -450,7 +445,7 @@ class WordPiece:
                 "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])),
             },
         }
-        Path(path).write_text(json.dumps(raw, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        write_json(path, raw)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WordPiece":
@@ -472,9 +467,9 @@ class WordPiece:
         model = raw["model"]
         if model["type"] != "WordPiece":
             raise ValueError(f"{path}: the model is {model['type']}, expected WordPiece: load it with its own class")
-        _check_type(path, raw, "pre_tokenizer", "BertPreTokenizer")
+        check_type(path, raw, "pre_tokenizer", "BertPreTokenizer")
         prefix = model.get("continuing_subword_prefix", "##")
-        added, special = _added_tokens(path, raw)
+        added, special = added_tokens(path, raw)
         return cls(
             {**_vocab(path, model["vocab"]), **added},
             unk_token=model.get("unk_token", "[UNK]"),
@@ -500,22 +495,7 @@ def _count_words(texts: Iterable[str], normalizer: BertNormalizer | None) -> Cou
     return counts
 
 
-def _check_special(allowed: Collection[str], known: Collection[str]) -> None:
-    unknown = [token for token in allowed if token not in known]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no special token of this tokenizer, which has {', '.join(known)}")
-
-
 # --- the parts of a tokenizer.json
-
-
-def _check_type(path: str | os.PathLike[str], raw: Mapping[str, Any], part: str, *types: str | None) -> dict[str, Any]:
-    """Return a part of the file; raise unless its type is one of these, None standing for its absence."""
-    entry = raw.get(part) or {}
-    if entry.get("type") not in types:
-        names = " or ".join(name or "none" for name in types)
-        raise ValueError(f"{path}: the {part} is {entry.get('type') or 'none'}, expected {names}, the only ones known")
-    return dict(entry)
 
 
 def _vocab(path: str | os.PathLike[str], vocab: object) -> dict[str, int]:
@@ -524,27 +504,14 @@ def _vocab(path: str | os.PathLike[str], vocab: object) -> dict[str, int]:
     return vocab
 
 
-def _added_tokens(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Return ids of added tokens, and those of them that can be allowed in a text: matched as they are spelled."""
-    ids: dict[str, int] = {}
-    special: list[str] = []
-    for token in raw.get("added_tokens") or []:
-        if not token.get("special"):
-            raise ValueError(f"{path}: the added token {token['content']!r} is not special: it would change plain text")
-        ids[token["content"]] = token["id"]
-        if not any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            special.append(token["content"])
-    return ids, special
-
-
 def _normalizer(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> BertNormalizer | None:
-    entry = _check_type(path, raw, "normalizer", "BertNormalizer", None)
+    entry = check_type(path, raw, "normalizer", "BertNormalizer", None)
     entry.pop("type", None)
     return BertNormalizer(**entry) if entry else None
 
 
 def _cleanup(path: str | os.PathLike[str], raw: Mapping[str, Any], prefix: str) -> bool:
-    entry = _check_type(path, raw, "decoder", "WordPiece", None)
+    entry = check_type(path, raw, "decoder", "WordPiece", None)
     if entry.get("prefix", prefix) != prefix:
         raise ValueError(f"{path}: the decoder removes {entry['prefix']!r}, but the model writes {prefix!r}")
     return bool(entry.get("cleanup", True))

