@@ -731,13 +731,12 @@ def _characters(token: bytes) -> str:
     return "".join(_ALPHABET[byte] for byte in token)
 
 
-def _pre_tokenizer(patterns: Sequence[str]) -> dict[str, Any]:
+def _pre_tokenizer(patterns: list[str]) -> dict[str, Any]:
     """Write patterns; GPT-2's is part of ``ByteLevel`` when it stands last."""
-    *first, last = patterns
-    built_in = last == PATTERNS["gpt2"]
+    built_in = patterns[-1:] == [PATTERNS["gpt2"]]
     splits: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in (first if built_in else patterns)
+        for pattern in (patterns[:-1] if built_in else patterns)
     ]
     byte_level = {"type": "ByteLevel", **BYTE_LEVEL, "use_regex": built_in}
     return {"type": "Sequence", "pretokenizers": [*splits, byte_level]} if splits else byte_level
@@ -800,7 +799,7 @@ def _patterns_of(pre_tokenizer: Mapping[str, Any] | None) -> list[str]:
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space", True):
         raise ValueError("the pre_tokenizer does not end in ByteLevel without add_prefix_space: no byte-level BPE")
     splits = [_pattern_of(step) for step in steps[:-1]]
-    return [*splits, PATTERNS["gpt2"]] if steps[-1].get("use_regex", True) else splits or [r"(?s).+"]
+    return [*splits, PATTERNS["gpt2"]] if steps[-1].get("use_regex", True) else splits
 
 
 def _pattern_of(step: Mapping[str, Any]) -> str:
