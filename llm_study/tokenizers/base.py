@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special ones included: every id is below it."""
+        """One more than the largest id, that of a special token included; so many rows an embedding needs."""
 
     def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
         """Turn text into ids.
@@ -221,8 +221,8 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the file, or the folder in which it lies.
 
     Returns:
-        What the file says. ``["model"]["type"]`` is there also if the file is so old that it lacks it: "BPE",
-        "WordPiece", "Unigram" or "WordLevel".
+        What the file says. The type of the model, such as ``"BPE"``, is there also if the file is so old that it lacks
+        it.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -24,9 +24,10 @@ Message = Mapping[str, str]
 class ChatTemplate:
     r"""A format of conversations.
 
-    A message is a mapping with ``role`` ("system", "user" or "assistant") and ``content``, its words. The text is
-    ``begin``, the system message, and the turns in order: a user's is ``user[0] + words + user[1]``, the assistant's
-    ``prompt + answer[0] + words + answer[1] + after``, of which it writes ``answer[0] + words + answer[1]`` itself.
+    A message is a mapping with ``role`` (``"system"``, ``"user"`` or ``"assistant"``) and ``content``, its words. The
+    text is ``begin``, the system message, and the turns in order: a user's is ``user[0] + words + user[1]``, the
+    assistant's ``prompt + answer[0] + words + answer[1] + after``, of which it writes ``answer[0] + words + answer[1]``
+    itself.
 
     Args:
         user: what stands before and after the words of a user.
@@ -299,7 +300,8 @@ TEMPLATES: Mapping[str, ChatTemplate] = {
         control=("<s>", "</s>"),
     ),
 }
-"""Name → format: ChatML as such and with the system message of Qwen2, Llama 2 and 3, Gemma 3, Mistral 7B v0.2."""
+"""The formats by name. ``qwen2`` is ChatML with a system message by default, ``gemma`` that of Gemma 3, ``mistral``
+that of Mixtral 8x7B Instruct v0.1, which has no place for a system message."""
 
 
 # --- masks

@@ -123,7 +123,7 @@ def test_the_text_is_that_of_transformers(
     ids = ids[: len(ids) - after]
     new = expected(folder, ids, 24)
     assert (out, error) == (text_after(tokenizer, ids, new) + "\n", "")
-    assert len(set(new)) > 3  # the model does not say the same all the time
+    assert len(set(new)) > 2  # the model does not say the same all the time
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_study.tokenizers.unigram import Unigram
 
 from llm_study.tokenizers.auto import leading_ids, load_tokenizer
 from llm_study.tokenizers.base import TOKENIZER, Tokenizer
 from llm_study.tokenizers.bpe import ByteLevelBPE
+from llm_study.tokenizers.unigram import Unigram
 from llm_study.tokenizers.wordpiece import WordPiece
 
 TEXTS = ["low lower lowest, new newer newest", "大语言模型 naïve café"] * 4
