@@ -105,6 +105,13 @@ def test_characters_are_shown_as_soon_as_they_are_whole() -> None:
     assert streamed(tokenizer, [0xF0, 0x9F]) == ["", "", "\ufffd"]
 
 
+def test_what_spells_nothing_is_no_beginning() -> None:
+    """The space after an empty token stays, unless all tokens before it were empty."""
+    ids = [WORDS.index(word) for word in (b"a", b"", b" a")]
+    assert streamed(Stripped(WORDS), ids) == ["a", "", " a", ""]
+    assert streamed(Stripped(WORDS), ids[1:]) == ["", "a", ""]
+
+
 def test_after_the_end_a_new_text_begins() -> None:
     decoder = StreamDecoder(Words(WORDS))
     first = [decoder.push(WORDS.index(b"a")), decoder.push(WORDS.index(b"a")), decoder.push(WORDS.index(b"\xc3"))]
