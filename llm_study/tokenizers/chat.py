@@ -48,7 +48,8 @@ class ChatTemplate:
             there is no ``system``, or turns do not alternate, so that the assistant might be first.
 
     Example:
-        >>> messages = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+        >>> question = {"role": "user", "content": "1 + 1?"}
+        >>> messages = [question, {"role": "assistant", "content": "2"}]
         >>> print(TEMPLATES["chatml"].render(messages, add_generation_prompt=True))
         <|im_start|>user
         1 + 1?<|im_end|>

@@ -38,7 +38,16 @@ def theirs(template: ChatTemplate) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template.jinja())
 
 
-ORACLES = {name: theirs(template) for name, template in TEMPLATES.items()}
+ODD = ChatTemplate(  # pieces that a template must quote
+    user=("{{ '用户'", '"\n'),
+    prompt="助手🙂\\n",
+    answer=("", "'%}"),
+    system=("\\", "\t"),
+    system_in_user=True,
+    alternate=True,
+)
+ALL = {**TEMPLATES, "odd": ODD}
+ORACLES = {name: theirs(template) for name, template in ALL.items()}
 
 
 class Ours:
@@ -66,13 +75,13 @@ def byte_letters() -> dict[int, str]:
     return {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ALL)
 @given(messages=st.one_of(orderly(), ANY), prompt=st.booleans())
 @settings(deadline=None, max_examples=80)
 def test_the_same_text_or_the_same_refusal(name: str, messages: list[dict[str, str]], prompt: bool) -> None:
     options: Any = {"tokenize": False, "add_generation_prompt": prompt}
     try:
-        text = TEMPLATES[name].render(messages, add_generation_prompt=prompt)
+        text = ALL[name].render(messages, add_generation_prompt=prompt)
     except ValueError:
         with pytest.raises(TemplateError):
             ORACLES[name].apply_chat_template(messages, **options)
@@ -80,11 +89,11 @@ def test_the_same_text_or_the_same_refusal(name: str, messages: list[dict[str, s
         assert ORACLES[name].apply_chat_template(messages, **options) == text
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ALL)
 @given(messages=orderly())
 @settings(deadline=None, max_examples=40)
 def test_the_same_mask(name: str, messages: list[dict[str, str]]) -> None:
-    template, oracle = TEMPLATES[name], ORACLES[name]
+    template, oracle = ALL[name], ORACLES[name]
     try:
         text, spans = template.render(messages), template.assistant_spans(messages)
     except ValueError:
