@@ -454,6 +454,11 @@ class ByteLevelBPE:
         """Id of each special token."""
         return dict(self._special)
 
+    @property
+    def merges(self) -> list[Pair]:
+        """Pairs of ids in the order of their rank."""
+        return list(self._merges)
+
     def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
         """Turn text into ids.
 
