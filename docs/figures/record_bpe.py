@@ -71,6 +71,11 @@ def tokens_of(tokenizer: ByteLevelBPE, texts: list[str]) -> int:
     return sum(len(tokenizer.encode(text)) for text in texts)
 
 
+def distinct(texts: list[str]) -> int:
+    """Return the bytes of all different words."""
+    return sum(len(word.encode()) for word in {word for text in texts for word in split_words(text)})
+
+
 def counts_of(texts: list[str], n_merges: int) -> list[int]:
     """Return how often the pair of each merge occurs in the corpus."""
     corpus, counts = _Corpus(Counter(word.encode() for text in texts for word in split_words(text))), []
@@ -92,6 +97,8 @@ def measure() -> dict[str, object]:
     real = gpt2()
     return {
         "learned_bytes": {name: sum(len(t.encode()) for t in texts) for name, texts in learned.items()},
+        "all_bytes": {name: sum(len(t.encode()) for t in texts) for name, texts in parts.items()},
+        "distinct_bytes": {name: distinct(texts) for name, texts in parts.items()},
         "bytes": {name: sum(len(t.encode()) for t in texts) for name, texts in held_out.items()},
         "characters": {name: sum(map(len, texts)) for name, texts in held_out.items()},
         "sizes": SIZES,
