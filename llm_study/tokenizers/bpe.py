@@ -43,9 +43,12 @@ PATTERNS = {
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-"""How GPT-2 and GPT-4 cut text into words, as published: GPT-2's in ``encoder.py`` of openai/gpt-2, GPT-4's in
-``openai_public.py`` of tiktoken. tiktoken 0.14 writes GPT-4's with ``\\s++$`` before the last alternatives, which joins
-a line end to the spaces after it when they end the text; Llama 3's ``tokenizer.json`` has the form that stands here."""
+"""How GPT-2 and GPT-4 cut text into words, as published.
+
+The first stands in ``encoder.py`` of openai/gpt-2, the second in ``openai_public.py`` of tiktoken. There version 0.14
+has another alternative, ``\\s++$``, that joins a line end to the spaces after it when they end the text; Llama 3's
+``tokenizer.json`` has the form that stands here.
+"""
 
 BYTES = 256
 GONE = -1
@@ -446,13 +449,18 @@ class ByteLevelBPE:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id: so many rows an embedding table needs."""
+        """One more than the largest id, which is how many rows an embedding table needs."""
         return max(self._bytes) + 1
 
     @property
     def special_tokens(self) -> dict[str, int]:
         """Id of each special token."""
         return dict(self._special)
+
+    @property
+    def merges(self) -> list[Pair]:
+        """Pairs of ids in the order of their rank."""
+        return list(self._merges)
 
     def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
         """Turn text into ids.

@@ -100,7 +100,7 @@ def test_merges_of_the_book(pattern: str) -> None:
     assert [ours.decode_bytes([left]) + ours.decode_bytes([right]) for left, right in merges_of(theirs)] == [
         ours.decode_bytes([id]) for id in range(256, 4096)
     ]
-    assert ours._merges == merges_of(theirs)
+    assert ours.merges == merges_of(theirs)
 
 
 @both_patterns

@@ -378,6 +378,8 @@ def test_digits_and_strings_as_steps(tmp_path: Path) -> None:
     tokenizer = reread(tmp_path, raw)
     assert tokenizer.encode("the.the") == [*tokenizer.encode("the"), *tokenizer.encode("."), *tokenizer.encode("the")]
     assert tokenizer.decode(tokenizer.encode("10 20\n30")) == "10 20\n30"
+    parts = ["the", "1", "the", ".", "the", ".", "2"]  # the second step cuts what the first left
+    assert tokenizer.encode("".join(parts)) == [id for part in parts for id in tokenizer.encode(part)]
 
 
 def lines_of(tmp_path: Path) -> tuple[Path, list[bytes]]:
@@ -404,6 +406,13 @@ def test_rank_files_that_are_refused(tmp_path: Path, number: int, line: bytes, m
     file.write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError, match=message):
         ByteLevelBPE.load(file)
+
+
+def test_a_word_that_is_a_token_is_not_merged(tmp_path: Path) -> None:
+    """As in tiktoken, even where the merges would not find the token."""
+    file, lines = lines_of(tmp_path)
+    file.write_bytes(b"\n".join([*lines, base64.b64encode(b"qqzz") + b" 318"]))
+    assert ByteLevelBPE.load(file).encode("qqzz qqzz") == [318, *small().encode(" qqzz")]
 
 
 def test_a_rank_file_that_is_cut_off(tmp_path: Path) -> None:
