@@ -2,8 +2,8 @@
 
 The functions take a text and the log-probability of every piece. All cuts of a text are the paths of a lattice whose
 nodes are the places between its characters, so what is asked of exponentially many cuts (the best one, their sum, one
-at random) is answered in one pass from left to right. :class:`Unigram` is the tokenizer, with the ids that the tokenizers
-library gives for the same file.
+at random) is answered in one pass from left to right. :class:`Unigram` is the tokenizer, with the ids that the
+tokenizers library gives for the same file.
 """
 
 import heapq
@@ -48,6 +48,7 @@ BYTE_DECODER = {
     ],
 }
 UNK_PENALTY = 10.0  # an unknown character is this much less probable, in nats, than the least probable piece
+FLOOR = -25.0  # a character that longer pieces make superfluous keeps this log-probability, for texts to come
 Arc = tuple[int, int, float]
 
 
@@ -687,7 +688,7 @@ class Unigram:
     ) -> "Unigram":
         """Make a vocabulary: from too many pieces, drop those that the likelihood misses least, and estimate again.
 
-        Characters are never dropped. Between two prunings :func:`em_step` runs ``n_steps`` times.
+        Characters are never dropped, though longer pieces may leave them little probability. Between two prunings :func:`em_step` runs ``n_steps`` times.
 
         Args:
             texts: the corpus.
@@ -721,8 +722,6 @@ class Unigram:
             raise ValueError(f"vocab_size is {vocab_size}, expected at least {len(first) + len(characters)}: {what}")
         logp = seed_pieces(words, size=10 * vocab_size if seed_size is None else seed_size, max_length=max_length)
         logp = _prune_to(words, logp, vocab_size - len(first), n_steps=n_steps, shrink=shrink)
-        lowest = min(logp.values())
-        logp |= {c: lowest for c in characters if c not in logp}  # those whose expected count was rounded to zero
         pieces = [(token, 0.0) for token in first] + sorted(logp.items(), key=lambda item: (-item[1], item[0]))
         unk_id = list(special_tokens).index("<unk>")
         return cls(pieces, unk_id=unk_id, byte_fallback=byte_fallback, special_tokens=special_tokens)
@@ -802,15 +801,16 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 def _prune_to(
     words: Mapping[str, int], logp: dict[str, float], size: int, *, n_steps: int, shrink: float
 ) -> dict[str, float]:
-    """Estimate and prune in turn until ``size`` pieces are left, then estimate once more."""
-    n_characters = len({character for word in words for character in word})
+    """Estimate and prune in turn until ``size`` pieces are left; the last of them are estimated once more."""
+    characters = {character for word in words for character in word}
     while True:
         for _ in range(n_steps):
             logp = em_step(words, logp)[1]
+            logp |= {c: FLOOR for c in characters if logp.get(c, -math.inf) < FLOOR}
         if len(logp) <= size:
             return logp
         losses = removal_losses(words, logp)
-        keep = max(size - n_characters, int(shrink * len(losses)))
+        keep = max(size - len(characters), int(shrink * len(losses)))
         kept = set(sorted(losses, key=lambda piece: (-losses[piece], piece))[:keep])
         logp = {piece: score for piece, score in logp.items() if len(piece) == 1 or piece in kept}
 

@@ -101,7 +101,7 @@ def test_n_best_cuts_are_those_of_sentencepiece(identity: sentencepiece.Sentence
         ours, theirs = n_best("▁" + word, logp, 6), identity.nbest_encode_as_pieces(word, 6)
         scores = [sum(logp[piece] for piece in cut) for cut in theirs]
         assert [score for score, _ in ours] == pytest.approx(scores, rel=1e-6)
-        assert len(set(scores)) == 6 and [cut for _, cut in ours] == theirs
+        assert sorted(cut for _, cut in ours) == sorted(theirs)  # some have the same score
 
 
 def test_random_cuts_are_as_frequent_as_those_of_sentencepiece(identity: sentencepiece.SentencePieceProcessor) -> None:
@@ -210,7 +210,7 @@ def test_special_tokens_are_those_of_the_library(
 
 
 def test_every_character_is_normalized_as_in_the_library(charsmap: str) -> None:
-    every = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    every = [chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000]
     texts = [" ".join(every[i : i + 256]) for i in range(0, len(every), 256)]
     for ours, theirs in [
         (
