@@ -688,7 +688,8 @@ class Unigram:
     ) -> "Unigram":
         """Make a vocabulary: from too many pieces, drop those that the likelihood misses least, and estimate again.
 
-        Characters are never dropped, though longer pieces may leave them little probability. Between two prunings :func:`em_step` runs ``n_steps`` times.
+        Characters are never dropped, though longer pieces may leave them little probability. Between two prunings
+        :func:`em_step` runs ``n_steps`` times.
 
         Args:
             texts: the corpus.
