@@ -5,8 +5,9 @@ them. What a command needs beyond the standard library is imported when it runs,
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from llm_study import __version__
 if TYPE_CHECKING:
     from llm_study.core.config import ModelConfig
     from llm_study.core.roofline import Transformer
+    from llm_study.tokenizers.base import Tokenizer
 
 __all__ = ["main"]
 
@@ -136,9 +138,126 @@ def show(sections: Sequence[Section]) -> None:
             print(f"  {name:{left}}  {number:>{right},}  {words}".rstrip())
 
 
+# --- generate
+
+
+def add_generate(commands: Any) -> None:
+    """Add the command that continues a text."""
+    text = "Continue a text, or answer in a chat, with a model from a local folder; the text is shown as it is made."
+    parser = commands.add_parser("generate", help="continue a text with a model", description=text)
+    parser.add_argument("path", type=Path, metavar="FOLDER", help="a model's folder, with its tokenizer.json")
+    parser.add_argument("prompt", help="the text; special tokens that it spells are plain text")
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="stop after so many tokens (default: %(default)s)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, always takes the best token")
+    add("--top-k", type=int, metavar="K", help="draw from the K best tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the fewest tokens that have the probability P together")
+    add("--min-p", type=float, metavar="P", help="draw from tokens at least P times as probable as the best")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1: say less of what the text has already said")
+    add("--seed", type=int, metavar="S", help="draw the same tokens each time (default: others each time)")
+    add("--chat", metavar="FORMAT", help="answer the prompt as a user's message: chatml, qwen2, llama3 or another")
+    add("--system", metavar="TEXT", help="the system message of a chat")
+    parser.set_defaults(run=generate)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Print what follows a prompt, as it is made."""
+    from llm_study.tokenizers.auto import load_tokenizer
+    from llm_study.tokenizers.base import StreamDecoder
+
+    check_generate(arguments)
+    tokenizer = load_tokenizer(arguments.path)
+    ids, ends = prompt_ids(arguments, tokenizer)
+    decoder = StreamDecoder(tokenizer)
+    for id in ids:
+        decoder.push(id)  # what follows is no beginning of a text: it may start with a space
+    for id in new_ids(arguments, ids, [*ends, *end_ids(arguments.path)]):
+        if id < tokenizer.vocab_size:  # a model may have more rows, to make their number round; they spell nothing
+            show_piece(decoder.push(id))
+    show_piece(decoder.flush() + "\n")
+
+
+def check_generate(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    for name in ("top_k", "top_p", "min_p", "seed"):
+        if getattr(arguments, name) is not None and arguments.temperature == 0:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} has no effect at temperature 0: add --temperature 1, or another value above 0")
+    if arguments.system is not None and arguments.chat is None:
+        raise ValueError("--system has no effect without --chat: name the format of the chat")
+
+
+def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    """Return the ids that the model is to read, and those that end its turn."""
+    from llm_study.tokenizers.auto import leading_ids
+    from llm_study.tokenizers.chat import TEMPLATES
+
+    if arguments.chat is None:
+        ids = [*leading_ids(arguments.path), *tokenizer.encode(arguments.prompt)]
+        if not ids:
+            raise ValueError("the prompt has 0 tokens, expected at least 1: write a text to be continued")
+        return ids, []
+    if arguments.chat not in TEMPLATES:
+        raise ValueError(f"--chat is {arguments.chat!r}, expected one of {', '.join(TEMPLATES)}")
+    template = TEMPLATES[arguments.chat]
+    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    text = template.render([*system, {"role": "user", "content": arguments.prompt}], add_generation_prompt=True)
+    end = template.answer[1].strip()
+    ends = tokenizer.encode(end, allowed_special=[end])
+    if len(ends) != 1:
+        raise ValueError(f"--chat is {arguments.chat}, but {end} is {len(ends)} tokens to this tokenizer, expected 1")
+    return tokenizer.encode(text, allowed_special=template.control), ends
+
+
+def end_ids(folder: Path) -> list[int]:
+    """Return the ids that end a text, as ``generation_config.json`` or else ``config.json`` says."""
+    from llm_study.core.config import config_from_dict
+    from llm_study.core.hub import CONFIG, read_config, read_json
+
+    file = folder / "generation_config.json"
+    raw = read_json(file) if file.is_file() else {}
+    if "eos_token_id" in raw:
+        found = raw["eos_token_id"]
+    else:
+        file, found = folder / CONFIG, config_from_dict(read_config(folder), source=str(folder / CONFIG)).eos_token_id
+    ids = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    if not all(type(id) is int for id in ids):
+        raise ValueError(f"{file}: eos_token_id is {found!r}, expected a number or a list of numbers")
+    return ids
+
+
+def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> Iterator[int]:
+    """Yield the ids that follow, up to one that ends the text."""
+    import torch
+
+    from llm_study.generation import stream
+    from llm_study.models import from_pretrained
+
+    model, generator = from_pretrained(arguments.path), torch.Generator()
+    ends = [id for id in ends if id < model.config.vocab_size]  # config.json may name one that its model never says
+    if arguments.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(arguments.seed)
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    options = {name: getattr(arguments, name) for name in names}
+    for tokens in stream(model, torch.tensor([ids]), generator=generator, eos_id=ends or None, **options):
+        if int(tokens) in ends:
+            return
+        yield int(tokens)
+
+
+def show_piece(text: str) -> None:
+    """Show a piece of text at once; what the terminal cannot show becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+
+
 # --- all commands
 
-COMMANDS: tuple[Callable[[Any], None], ...] = (add_params,)
+COMMANDS: tuple[Callable[[Any], None], ...] = (add_params, add_generate)
+BROKEN_PIPE, INTERRUPTED = 141, 130
+"""Exit status of a program that a signal ended, 128 and its number, as shells count."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the name of the program. Default: those that the program was called with.
 
     Returns:
-        The exit status: 0; 2 if an argument, a file or a folder is not as it should be.
+        The exit status: 0; 2 if an argument, a file or a folder is not as it should be; 130 after Ctrl-C, and 141 if
+        nobody reads the output any more, as with ``| head``.
     """
     parser = argparse.ArgumentParser(
         prog="python -m llm_study", description="The algorithms of large language models, on the command line."
@@ -160,6 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

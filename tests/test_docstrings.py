@@ -110,16 +110,18 @@ def problems(function: Callable[..., Any], *, source: bool = False, example: boo
 def problems_of_class(kind: type) -> list[str]:
     """Return what is missing in the docstrings of a class and its methods; its Args are those of the constructor.
 
-    A dataclass describes the fields that it adds or whose meaning it changes, its bases the others.
+    A dataclass describes the fields that it adds or whose meaning it changes, its bases the others. A protocol is never
+    made: it has neither arguments nor an example.
     """
     if not (kind.__doc__ or "").strip():
         return ["the docstring is missing"]
+    if getattr(kind, "_is_protocol", False):
+        return problems_of_methods(kind)
     parts, signature = sections(kind.__doc__ or ""), signature_of(kind if issubclass(kind, tuple) else kind.__init__)
     bases = [base for base in kind.__mro__[1:] if is_dataclass(base)]
     elsewhere = {name for base in bases for name in entries(sections(base.__doc__ or "").get("Args", ""))}
     elsewhere -= entries(parts.get("Args", "")).keys()
     own = [p for name, p in signature.parameters.items() if name not in elsewhere]
-    own = [] if getattr(kind, "_is_protocol", False) else own  # nobody constructs a protocol
     found = list(problems_of_arguments(parts, signature.replace(parameters=own)))
     # the constructor of a dataclass is generated and has no source, what runs after it checks; a named tuple has none
     checks = vars(kind).get("__post_init__") if is_dataclass(kind) else kind.__init__
@@ -131,10 +133,13 @@ def problems_of_class(kind: type) -> list[str]:
         found.append("its constructor raises ValueError: say when, under Raises")
     if ">>>" not in parts.get("Example", "") + parts.get("Examples", ""):
         found.append("Example is missing")
-    for name, member in vars(kind).items():
-        if inspect.isfunction(member) and not name.startswith("_"):
-            found += [f"{name}: {problem}" for problem in problems(member, example=False)]
-    return found
+    return [*found, *problems_of_methods(kind)]
+
+
+def problems_of_methods(kind: type) -> list[str]:
+    """Return what is missing in the docstrings of the public methods of a class."""
+    methods = {name: x for name, x in vars(kind).items() if inspect.isfunction(x) and not name.startswith("_")}
+    return [f"{name}: {problem}" for name, method in methods.items() for problem in problems(method, example=False)]
 
 
 def problems_of_module(module: ModuleType) -> list[str]:

@@ -1,6 +1,8 @@
-"""The command line: what params prints, and that bad input gives one line and exit status 2, without traceback."""
+"""The command line: what params prints, what generate refuses, and that bad input gives one line and exit status 2."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 
 import pytest
 
+import llm_study.__main__
 from llm_study import __version__
-from llm_study.__main__ import gibibytes, main
+from llm_study.__main__ import gibibytes, main, show_piece
 from llm_study.core.config import config_from_dict
 from llm_study.core.roofline import forward_flops, kv_bytes_per_token, kv_cache_bytes, parameters, training_flops
 
@@ -178,6 +181,120 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path: Path, capsys: pytest.Ca
         assert text in error
 
 
+# --- generate: its text is compared with that of transformers in tests/parity/test_generate_command.py
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random model with a tokenizer that knows the tokens of ChatML."""
+    from llm_study.core.config import GPT2Config
+    from llm_study.models.gpt2 import GPT2ForCausalLM
+    from llm_study.tokenizers.bpe import ByteLevelBPE
+
+    folder = tmp_path_factory.mktemp("model")
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = ByteLevelBPE.train(["low lower lowest"], vocab_size=260, special_tokens=special)
+    tokenizer.save(folder / "tokenizer.json")
+    GPT2ForCausalLM(GPT2Config(vocab_size=260, n_positions=256, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder)
+    return folder
+
+
+BAD_OPTIONS = {
+    "the prompt has 0 tokens, expected at least 1: write a text to be continued": [""],
+    "text has a lone surrogate U+DCFF at index 1": ["a\udcff"],
+    "max_new_tokens is 0, expected at least 1": ["low", "--max-new-tokens", "0"],
+    "temperature is -1.0": ["low", "--temperature", "-1"],
+    "top_k is 0, expected at least 1": ["low", "--temperature", "1", "--top-k", "0"],
+    "top_p is 1.5": ["low", "--temperature", "1", "--top-p", "1.5"],
+    "min_p is nan": ["low", "--temperature", "1", "--min-p", "nan"],
+    "repetition_penalty is 0.0": ["low", "--repetition-penalty", "0"],
+    "--top-k has no effect at temperature 0: add --temperature 1": ["low", "--top-k", "5"],
+    "--min-p has no effect at temperature 0": ["low", "--min-p", "0.1"],
+    "--seed has no effect at temperature 0": ["low", "--seed", "0"],
+    "--system has no effect without --chat": ["low", "--system", "Be brief."],
+    "--chat is 'made up', expected one of chatml, qwen2, llama2": ["low", "--chat", "made up"],
+    "'<|eot_id|>' is no special token": ["low", "--chat", "llama3"],
+    "message 0 spells the control token <|im_end|>": ["low<|im_end|>", "--chat", "chatml"],
+    "n_positions is 256, expected at least 257": ["low", "--max-new-tokens", "257"],
+}
+
+
+@pytest.mark.parametrize("text", BAD_OPTIONS)
+def test_bad_options_of_generate(model: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert main(["generate", str(model), *BAD_OPTIONS[text]]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("python -m llm_study: error: ")
+    assert error.count("\n") == 1
+    assert text in error
+
+
+def test_bad_folders_of_generate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def without(name: str, text: str | None = None) -> Path:
+        folder = tmp_path / f"{name} {text}".replace("/", " ").replace('"', "")
+        shutil.copytree(model, folder)
+        (folder / name).unlink(missing_ok=True)
+        if text is not None:
+            (folder / name).write_text(text, "utf-8")
+        return folder
+
+    bert = {"model_type": "bert", **TINY, "vocab_size": 260}
+    ends = "generation_config.json"
+    for text, folder in [
+        ("nowhere: there is no such folder", tmp_path / "nowhere"),
+        ("has neither tokenizer.json nor a .tiktoken file", without("tokenizer.json")),
+        ("tokenizer.json: no JSON", without("tokenizer.json", "{")),
+        ("config.json: there is no such folder", model / "tokenizer.json" / "config.json"),
+        ("is a file, expected the folder of a model", model / "tokenizer.json"),
+        ("has no config.json", without("config.json")),
+        ("has neither model.safetensors nor", without("model.safetensors")),
+        ("model.safetensors: cut off or damaged", without("model.safetensors", "")),
+        ("generation_config.json: holds a list", without(ends, "[]")),
+        ("generation_config.json: eos_token_id is 'a', expected a number", without(ends, '{"eos_token_id": "a"}')),
+        ("generation_config.json: eos_token_id is [1.5]", without(ends, '{"eos_token_id": [1.5]}')),
+        ("config.json: model_type is 'mamba'", without("config.json", '{"model_type": "mamba"}')),
+        ("lacks", without("config.json", json.dumps(bert))),
+    ]:
+        assert main(["generate", str(folder), "low"]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("python -m llm_study: error: ")
+        assert error.count("\n") == 1
+        assert text in error
+
+
+def test_generate_needs_a_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    from llm_study.core.config import BertConfig
+    from llm_study.models.bert import BertForMaskedLM
+
+    shutil.copy(model / "tokenizer.json", tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(vocab_size=260, **sizes)).save_pretrained(tmp_path)
+    assert main(["generate", str(tmp_path), "low"]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert "bert" in error
+
+
+def test_what_a_terminal_cannot_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    show_piece("é!")
+    assert stdout.buffer.getvalue() == b"?!"  # at once, not when the program ends
+
+
+@pytest.mark.parametrize("command", ["params", "generate"])
+def test_an_interrupted_command_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm_study.__main__, command, interrupt)
+    assert main([command, "folder", *["prompt"] * (command == "generate")]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_status_and_streams_of_the_program(tmp_path: Path) -> None:
     done = run("params", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -192,7 +309,9 @@ def test_a_longer_text_than_the_model_is_for(tmp_path: Path, capsys: pytest.Capt
     assert "in a text of 100,000 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["params"], ["made-up"], ["params", ".", "--length", "many"], ["--made-up"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["params"], ["made-up"], ["params", ".", "--length", "many"], ["generate", "."], ["--made-up"]]
+)
 def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -204,6 +323,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in [
         (["--help"], "params"),
         (["params", "--help"], "FOLDER|CONFIG.json"),
+        (["generate", "--help"], "--max-new-tokens N"),
         (["--version"], __version__),
     ]:
         with pytest.raises(SystemExit) as caught:

@@ -18,6 +18,7 @@ from llm_study.core.checks import check_at_least, check_divides
 __all__ = [
     "config_from_dict",
     "model_types",
+    "KVLayer",
     "ModelConfig",
     "GPT2Config",
     "BertConfig",
@@ -176,6 +177,25 @@ class Rope:
 # --- what all families share
 
 
+@dataclass(frozen=True)
+class KVLayer:
+    """What one layer of a decoder stores for each token that it has seen.
+
+    Args:
+        n_kv_heads: number of key/value heads ``K``.
+        d_head: width ``Dh`` of a head.
+        window: number of keys that a query sees, itself included; None for all.
+
+    Example:
+        >>> KVLayer(n_kv_heads=2, d_head=64, window=None).d_head
+        64
+    """
+
+    n_kv_heads: int
+    d_head: int
+    window: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What every configuration has; the classes below add to it.
@@ -242,6 +262,17 @@ class ModelConfig:
             return cls(**{name: _typed(name, values[name], hints[name]) for name in names if name in values})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
+
+    def kv_layers(self) -> tuple[KVLayer, ...]:
+        """Return what each layer stores for a token that it has seen; only decoders do.
+
+        Returns:
+            One entry for each layer.
+
+        Raises:
+            ValueError: if the model is no decoder.
+        """
+        raise ValueError(f"model_type is {self.model_type!r}, expected a decoder: this model keeps no keys and values")
 
     @classmethod
     def _check_only(cls, raw: Mapping[str, Any]) -> None:
@@ -348,6 +379,14 @@ class GPT2Config(ModelConfig):
         object.__setattr__(self, "n_inner", self.n_inner or 4 * self.n_embd)
         _check_sizes(self, "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
         check_divides("n_head", self.n_head, "n_embd", self.n_embd)
+
+    def kv_layers(self) -> tuple[KVLayer, ...]:
+        """Return what each layer stores for a token that it has seen.
+
+        Returns:
+            One entry for each layer.
+        """
+        return (KVLayer(self.n_head, self.n_embd // self.n_head, None),) * self.n_layer
 
     def transformer(self) -> roofline.Transformer:
         """Describe the model for :mod:`llm_study.core.roofline`.
@@ -526,6 +565,15 @@ class DecoderConfig(ModelConfig):
             The parameters of the rotation.
         """
         return self.rope_parameters
+
+    def kv_layers(self) -> tuple[KVLayer, ...]:
+        """Return what each layer stores for a token that it has seen.
+
+        Returns:
+            One entry for each layer.
+        """
+        layers = range(self.num_hidden_layers)
+        return tuple(KVLayer(self.num_key_value_heads, self.head_dim, self.window(i)) for i in layers)
 
     def transformer(self) -> roofline.Transformer:
         """Describe the model for :mod:`llm_study.core.roofline`.

@@ -17,10 +17,11 @@ from llm_study.core.config import DecoderConfig, Rope
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, sliding_window_mask
 from llm_study.functional.positions import linear_frequencies, llama3_frequencies, rope_cos_sin, rope_frequencies
-from llm_study.models._common import check_mask, draw
+from llm_study.models._common import check_kept, check_mask, draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
+from llm_study.nn.cache import Cache
 
 __all__ = [
     "DecoderForCausalLM",
@@ -76,23 +77,36 @@ class DecoderForCausalLM(PretrainedModel):
         self.apply(partial(draw, std=config.initializer_range))
         self.tie()
 
-    def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
         """Return a score of each token of the vocabulary as the next one, after each position.
 
         Args:
-            ids: ``(B, T)`` token ids.
+            ids: ``(B, T)`` token ids; with a cache only those that are new.
             mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Default: all are.
-            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted.
+            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted, or what the cache says.
+            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
+            logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
 
         Returns:
-            ``(B, T, V)`` logits. Those at positions of padding mean nothing.
+            ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so. Those at positions of padding mean nothing.
 
         Raises:
-            ValueError: if an id is outside the vocabulary, or ``mask`` or ``positions`` does not have the shape of
-                ``ids``, or the mask is not boolean.
+            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not have the shape of
+                ``ids``, the mask is not boolean, the tokens do not fit into the cache, or ``logits_to_keep`` is not
+                1 to ``T``.
         """
         self.check_ids(ids)
-        logits: Tensor = self.lm_head(self.model(ids, mask=mask, positions=positions))
+        check_kept(logits_to_keep, ids)
+        hidden = self.model(ids, mask=mask, positions=positions, cache=cache)
+        logits: Tensor = self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         return logits if self.finish is None else self.finish(logits)
 
 
@@ -148,30 +162,56 @@ class Decoder(nn.Module):
         self.ropes = [config.rope(i) for i in range(count)]
         self.attend, self.causal, self.cos_sin = attend, causal, cos_sin
 
-    def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Return one vector for each position.
 
         Args:
-            ids: ``(B, T)`` token ids.
+            ids: ``(B, T)`` token ids; with a cache only those that are new.
             mask: ``(B, T)`` boolean, True where a token is real. Default: all are.
-            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …
+            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, or what the cache says.
+            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
 
         Returns:
             ``(B, T, D)``, normalized.
 
         Raises:
-            ValueError: if ``mask`` or ``positions`` does not have the shape of ``ids``, or the mask is not boolean.
+            ValueError: if ``mask`` or ``positions`` does not have the shape of ``ids``, the mask is not boolean, or the
+                tokens do not fit into the cache.
         """
         _check_like_ids(ids, mask, positions)
+        counted = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.begin(ids, mask)
         x = self.embed_tokens(ids)  # (B, T, D)
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)  # (T,), for all sequences
+        positions = counted if positions is None else positions
         rotary = {rope: self._rotary(rope, positions, x.dtype) for rope in set(self.ropes)}
-        attend = {window: self._attend(window, ids, mask) for window in set(self.windows)}
-        for layer, rope, window in zip(self.layers, self.ropes, self.windows, strict=True):
-            x = layer(x, rotary=rotary[rope], attend=attend[window])
+        for layer, rope, attend in zip(self.layers, self.ropes, self._ways(ids, mask, cache), strict=True):
+            x = layer(x, rotary=rotary[rope], attend=attend)
+        if cache is not None:
+            cache.end()
         y: Tensor = self.norm(x)
         return y
+
+    def _ways(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> list[Callable[..., Tensor]]:
+        """Return for each layer how it attends."""
+        if cache is not None:
+            return [partial(cache.attend, i, how=self._meet) for i in range(len(self.layers))]
+        attend = {window: self._attend(window, ids, mask) for window in set(self.windows)}
+        return [attend[window] for window in self.windows]
+
+    def _meet(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float | None) -> Tensor:
+        """Attend to keys from a cache; without a mask being causal says which."""
+        T, S = q.shape[2], k.shape[2]
+        if mask is None and T > 1:
+            if self.causal is not None:
+                return self.causal(q, k, v, scale=scale)
+            mask = causal_mask(T, S, device=q.device)
+        return self.attend(q, k, v, mask=mask, scale=scale)
 
     def _rotary(self, rope: Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, ``(T, Dh / 2)`` or ``(B, 1, T, Dh / 2)``."""

@@ -6,7 +6,7 @@ folder is read or written.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from llm_study.core.config import GPT2Config
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
-from llm_study.models._common import check_indices, check_mask, draw
+from llm_study.models._common import check_indices, check_kept, check_mask, draw
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.basic import LayerNorm
+from llm_study.nn.cache import Cache
 
 __all__ = ["GPT2ForCausalLM"]
 
@@ -73,24 +74,36 @@ class GPT2ForCausalLM(PretrainedModel):
         """Name of the class by which transformers knows the model; written into ``config.json``."""
         return "GPT2LMHeadModel"
 
-    def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
         """Return the logits of the token that follows each position.
 
         Args:
-            ids: ``(B, T)`` token ids.
+            ids: ``(B, T)`` token ids; with a cache only those that are new.
             mask: ``(B, T)`` boolean, True where a token is real; padding may be on either side. What comes out at
                 padding means nothing. Default: all tokens are real.
-            positions: ``(B, T)`` or ``(T,)`` integers. Default: 0, 1, 2, …, padding counted.
+            positions: ``(B, T)`` or ``(T,)`` integers. Default: 0, 1, 2, …, padding counted, or what the cache says.
+            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
+            logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
 
         Returns:
-            ``(B, T, V)`` logits.
+            ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so.
 
         Raises:
-            ValueError: if an id is beyond the vocabulary, a position beyond the learned ones, or a shape or a dtype
-                does not fit.
+            ValueError: if an id is beyond the vocabulary, a position beyond the learned ones, a shape or a dtype
+                does not fit, the tokens do not fit into the cache, or ``logits_to_keep`` is not 1 to ``T``.
         """
         self.check_ids(ids)
-        logits: Tensor = self.lm_head(self.transformer(ids, mask, positions))
+        check_kept(logits_to_keep, ids)
+        hidden = self.transformer(ids, mask, positions, cache)
+        logits: Tensor = self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         return logits
 
     @classmethod
@@ -125,21 +138,32 @@ class _Body(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop, self.dropout = nn.Dropout(config.embd_pdrop), config.attn_pdrop
         self.h = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Return ``(B, T, D)`` hidden states, normalized."""
         length = ids.shape[1]
-        positions = torch.arange(length, device=ids.device) if positions is None else positions
-        check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
         if mask is not None:
             check_mask(mask, ids)
+        counted = torch.arange(length, device=ids.device) if cache is None else cache.begin(ids, mask)
+        positions = counted if positions is None else positions
+        check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
+        if mask is not None:
             mask = causal_mask(length, device=ids.device) & mask[:, None, None, :]  # (B, 1, T, T)
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
-        for block in self.h:
-            x = block(x, mask)
+        meet = partial(_meet, dropout=self.dropout if self.training else 0.0)
+        for i, block in enumerate(self.h):
+            x = block(x, partial(meet, mask=mask) if cache is None else partial(cache.attend, i, how=meet))
+        if cache is not None:
+            cache.end()
         y: Tensor = self.ln_f(x)
         return y
 
@@ -154,8 +178,8 @@ class _Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = _FeedForward(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        x = x + self.attn(self.ln_1(x), attend)
         y: Tensor = x + self.mlp(self.ln_2(x))
         return y
 
@@ -165,18 +189,14 @@ class _Attention(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.n_heads, self.dropout = config.n_head, config.attn_pdrop
+        self.n_heads = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.drop = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         q, k, v = (split_heads(part, self.n_heads) for part in self.c_attn(x).chunk(3, dim=-1))  # (B, H, T, Dh)
-        if self.training and self.dropout:
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout, is_causal=mask is None)
-        else:
-            heads = causal_attention(q, k, v) if mask is None else attention(q, k, v, mask=mask)
-        y: Tensor = self.drop(self.c_proj(merge_heads(heads)))
+        y: Tensor = self.drop(self.c_proj(merge_heads(attend(q, k, v))))
         return y
 
 
@@ -193,6 +213,16 @@ class _FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.drop(self.c_proj(self.activation(self.c_fc(x))))
         return y
+
+
+def _meet(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Let queries meet keys under a mask, causally without one; dropout acts on the weights of attention."""
+    causal = mask is None and q.shape[2] > 1  # a single query sees every key
+    if dropout:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale)
+    return causal_attention(q, k, v, scale=scale) if causal else attention(q, k, v, mask=mask, scale=scale)
 
 
 def _transposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
