@@ -1,4 +1,4 @@
-"""Train four tokenizers on one half of the text of this book, and record how long the other half becomes.
+"""Train three tokenizers on some of the text of this book, and record how long other text of it becomes.
 
 Run it as a script from the root of the project; it writes docs/data/subword.json and takes some minutes.
 """

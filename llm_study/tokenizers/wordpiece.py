@@ -149,8 +149,8 @@ def pair_scores(words: Mapping[Word, int]) -> dict[tuple[str, str], float]:
         The score of each pair.
 
     References:
-        The criterion, likelihood, is that of Schuster and Nakajima (2012); the formula follows from it to first order,
-        see :func:`likelihood_gain`.
+        Schuster and Nakajima (2012) merge what raises the likelihood most; of that, see :func:`likelihood_gain`, this
+        formula keeps the mutual information and drops the count.
 
     Example:
         >>> pair_scores({("h", "##u", "##g"): 2, ("b", "##u", "##g"): 1})[("##u", "##g")]
