@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from llm_study.tokenizers.wordpiece import BertNormalizer, WordPiece, bert_split
 
@@ -106,3 +106,14 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         assert ids == oracle.encode(text).ids == again.encode(text)
         assert trained.decode(ids) == oracle.decode(ids, skip_special_tokens=False) == again.decode(ids)
     assert again.vocab == trained.vocab
+
+
+def test_the_trainer_of_the_library_counts_pairs_where_ours_scores_them() -> None:
+    words = ["cat"] * 8 + ["cats"] * 4 + ["rat"] * 6 + ["rats"] * 2 + ["quiz"]
+    theirs = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    theirs.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=17, special_tokens=["[UNK]"], show_progress=False)
+    theirs.train_from_iterator(words, trainer)
+    ours = WordPiece.train(words, vocab_size=11, special_tokens=["[UNK]"], min_frequency=1)
+    assert [piece for piece in theirs.get_vocab() if len(piece.removeprefix("##")) == 2] == ["##at"]
+    assert list(ours.vocab)[-1] == "##iz"
