@@ -9,12 +9,11 @@ tokenizers library gives for the same file.
 import heapq
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
-
-import regex
 
 from llm_study.core.checks import check_at_least
 from llm_study.tokenizers._files import added_tokens, check_special, special_entries, write_json
@@ -506,7 +505,7 @@ def metaspace(text: str, *, prepend: bool = True, split: bool = True) -> list[st
         text = SPACE + text
     if not split:
         return [text] if text else []
-    found: list[str] = regex.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text)
+    found: list[str] = re.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text)
     return found
 
 
