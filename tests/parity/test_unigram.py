@@ -264,3 +264,11 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
             assert ours.decode(ids) == oracle.decode(ids, skip_special_tokens=False) == again.decode(ids)
         assert isinstance(oracle.decoder, decoders.Sequence if fallback else decoders.Metaspace)
         assert isinstance(oracle.pre_tokenizer, pre_tokenizers.Metaspace)
+
+
+@pytest.mark.parametrize(("low", "ids"), [(-10.0, [1, 2]), (-11.0, [0, 3])])
+def test_the_penalty_of_an_unknown_character_is_that_of_the_library(low: float, ids: list[int]) -> None:
+    # unknown a + bcd costs 10.5 more than the least probable piece, which is ab or cd
+    pieces = [("<unk>", 0.0), ("ab", low), ("cd", low), ("bcd", -0.5)]
+    assert Tokenizer(models.Unigram(pieces, 0, False)).encode("abcd").ids == ids
+    assert Unigram(pieces, pre_tokenizer=None).encode("abcd") == ids
