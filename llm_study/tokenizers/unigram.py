@@ -432,7 +432,7 @@ def removal_losses(words: Mapping[str, int], logp: Mapping[str, float]) -> dict[
         likelihood, expected = expected_counts(word, logp, longest=longest)
         for piece, c in expected.items():
             if len(piece) > 1:
-                if c < 0.5 and word.count(piece) == word.rfind(piece) - word.find(piece) + 1 == 1:
+                if c < 0.5 and word.find(piece) == word.rfind(piece):
                     losses[piece] -= count * math.log1p(-c)  # at one place only, so c is a probability
                 else:
                     arcs = [arc for arc in _arcs(word, logp, None, longest) if word[arc[0] : arc[1]] != piece]

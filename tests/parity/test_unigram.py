@@ -230,6 +230,8 @@ def test_every_character_is_normalized_as_in_the_library(charsmap: str) -> None:
         st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" e\u0301\u3099か①ﾊﾟ\u200d\n")), max_size=20
     )
 )
+@example("か\u3099")  # six bytes: looked up one by one
+@example("e\u0301\u0300")
 def test_normalizers_are_those_of_the_library(charsmap: str, text: str) -> None:
     # what the converter of transformers writes for T5, and its relatives
     parts = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_study.tokenizers.base import StreamDecoder
@@ -80,7 +80,11 @@ def test_gain_is_the_difference_of_two_likelihoods(ab: int, a: int, b: int, rest
 
 
 @law
-@given(st.text("abc", min_size=1, max_size=8), st.sets(st.text("abc#", min_size=1, max_size=5)))
+@given(
+    st.text("ab", min_size=1, max_size=8),
+    st.sets(st.builds("".join, st.tuples(st.sampled_from(["", "##"]), st.text("ab", min_size=1, max_size=3)))),
+)
+@example("aaa", {"a", "aa", "##a", "##aa"})
 def test_longest_match_takes_the_longest_piece_each_time(word: str, vocab: set[str]) -> None:
     pieces = longest_match(word, vocab)
     start = 0
