@@ -2,18 +2,18 @@
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-import regex
-
+from llm_study.tokenizers._regex import compile_pattern
 from llm_study.tokenizers._unicode import WHITE_SPACE, Form, lower, normal_form
 
 __all__ = ["Normalizer", "normalizer_of"]
 
 Normalizer = Callable[[str], str]
-_GRAPHEME = regex.compile(r"\X")
+_GRAPHEME = compile_pattern(r"\X")
 
 
 def normalizer_of(entry: Mapping[str, Any] | None) -> Normalizer:
@@ -56,7 +56,7 @@ def _form(form: Form) -> Normalizer:
 def _strip(left: bool, right: bool) -> Normalizer:
     space = WHITE_SPACE.pattern
     sides = [rf"^{space}+"] * left + [rf"{space}+\Z"] * right
-    pattern = regex.compile("|".join(sides) or r"(?!)")
+    pattern = re.compile("|".join(sides) or r"(?!)")
     return lambda text: pattern.sub("", text)
 
 
@@ -67,7 +67,7 @@ def _replace(pattern: Mapping[str, str], content: str) -> Normalizer:
         raise ValueError(
             f"the normalizer replaces {pattern.get('Regex')!r}, expected the pattern ' {{2,}}' or a string"
         )
-    spaces = regex.compile(" {2,}")
+    spaces = re.compile(" {2,}")
     return lambda text: spaces.sub(lambda _: content, text)
 
 

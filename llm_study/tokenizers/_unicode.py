@@ -5,11 +5,10 @@ neither, so the ranges stand here in hexadecimal, as the library (0.23.3) answer
 test asks it again.
 """
 
+import re
 import unicodedata
 from functools import lru_cache
 from typing import Literal
-
-import regex
 
 __all__ = ["ACCENT", "PUNCTUATION", "REMOVED", "WHITE_SPACE", "Form", "lower", "normal_form"]
 
@@ -94,11 +93,11 @@ _CAPITALS = [
 ]
 _LOWER = {chr(c): chr(c + by) for first, last, by in _CAPITALS for c in range(first, last + 1)}
 
-ACCENT = regex.compile(f"[{_class(_ACCENTS)}]")
-REMOVED = regex.compile(f"[{_class(_REMOVED)}]")
-PUNCTUATION = regex.compile(f"[{_class(_PUNCTUATION)}]")
-WHITE_SPACE = regex.compile(r"\p{White_Space}")
-_NEW = regex.compile(f"([{_class(_NEWER)}]+)")
+ACCENT = re.compile(f"[{_class(_ACCENTS)}]")
+REMOVED = re.compile(f"[{_class(_REMOVED)}]")
+PUNCTUATION = re.compile(f"[{_class(_PUNCTUATION)}]")
+WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+_NEW = re.compile(f"([{_class(_NEWER)}]+)")
 
 
 @lru_cache(maxsize=4096)

@@ -2,19 +2,18 @@
 
 The functions take a text and the log-probability of every piece. All cuts of a text are the paths of a lattice whose
 nodes are the places between its characters, so what is asked of exponentially many cuts (the best one, their sum, one
-at random) is answered in one pass from left to right. :class:`Unigram` is the tokenizer, with the ids that the tokenizers
-library gives for the same file.
+at random) is answered in one pass from left to right. :class:`Unigram` is the tokenizer, with the ids that the
+tokenizers library gives for the same file.
 """
 
 import heapq
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
-
-import regex
 
 from llm_study.core.checks import check_at_least
 from llm_study.tokenizers._files import added_tokens, check_special, special_entries, write_json
@@ -32,6 +31,7 @@ __all__ = [
     "em_step",
     "removal_losses",
     "seed_pieces",
+    "estimate_and_prune",
     "metaspace",
     "Unigram",
 ]
@@ -48,6 +48,7 @@ BYTE_DECODER = {
     ],
 }
 UNK_PENALTY = 10.0  # an unknown character is this much less probable, in nats, than the least probable piece
+FLOOR = -25.0  # a character that longer pieces make superfluous keeps this log-probability, for texts to come
 Arc = tuple[int, int, float]
 
 
@@ -431,12 +432,54 @@ def removal_losses(words: Mapping[str, int], logp: Mapping[str, float]) -> dict[
         likelihood, expected = expected_counts(word, logp, longest=longest)
         for piece, c in expected.items():
             if len(piece) > 1:
-                if c < 0.5 and word.count(piece) == word.rfind(piece) - word.find(piece) + 1 == 1:
+                if c < 0.5 and word.find(piece) == word.rfind(piece):
                     losses[piece] -= count * math.log1p(-c)  # at one place only, so c is a probability
                 else:
                     arcs = [arc for arc in _arcs(word, logp, None, longest) if word[arc[0] : arc[1]] != piece]
                     losses[piece] += count * (likelihood - _forward(len(word), arcs)[-1])
     return losses
+
+
+def estimate_and_prune(
+    words: Mapping[str, int], logp: Mapping[str, float], size: int, *, n_steps: int = 2, shrink: float = 0.75
+) -> dict[str, float]:
+    """Estimate and prune in turn until ``size`` pieces are left; the last of them are estimated once more.
+
+    Args:
+        words: how often each word occurs.
+        logp: log-probability of the pieces to start from; all characters of the words must be pieces.
+        size: how many pieces may be left; characters always stay.
+        n_steps: steps of :func:`em_step` between two prunings.
+        shrink: which part of the pieces of several characters each pruning keeps.
+
+    Returns:
+        The log-probability of each piece; that of a character is at least -25, so that it can be used in other texts.
+
+    Raises:
+        ValueError: if ``n_steps`` is below 1, ``shrink`` is not between 0 and 1, or ``size`` is below the number of
+            different characters.
+
+    Example:
+        >>> words = {"abab": 3, "cab": 2, "ca": 1}
+        >>> sorted(estimate_and_prune(words, seed_pieces(words, size=20), 4))
+        ['a', 'abab', 'b', 'c']
+    """
+    characters = {character for word in words for character in word}
+    check_at_least("n_steps", n_steps, 1)
+    check_at_least("size", size, len(characters), hint="all characters stay")
+    if not 0 < shrink < 1:
+        raise ValueError(f"shrink is {shrink}, expected more than 0 and less than 1")
+    model = dict(logp)
+    while True:
+        for _ in range(n_steps):
+            model = em_step(words, model)[1]
+            model |= {c: FLOOR for c in characters if model.get(c, -math.inf) < FLOOR}
+        if len(model) <= size:
+            return model
+        losses = removal_losses(words, model)
+        keep = max(size - len(characters), int(shrink * len(losses)))
+        kept = set(sorted(losses, key=lambda piece: (-losses[piece], piece))[:keep])
+        model = {piece: score for piece, score in model.items() if len(piece) == 1 or piece in kept}
 
 
 # --- text into words
@@ -462,7 +505,7 @@ def metaspace(text: str, *, prepend: bool = True, split: bool = True) -> list[st
         text = SPACE + text
     if not split:
         return [text] if text else []
-    found: list[str] = regex.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text)
+    found: list[str] = re.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text)
     return found
 
 
@@ -687,7 +730,8 @@ class Unigram:
     ) -> "Unigram":
         """Make a vocabulary: from too many pieces, drop those that the likelihood misses least, and estimate again.
 
-        Characters are never dropped. Between two prunings :func:`em_step` runs ``n_steps`` times.
+        Characters are never dropped, though longer pieces may leave them little probability. Between two prunings
+        :func:`em_step` runs ``n_steps`` times.
 
         Args:
             texts: the corpus.
@@ -708,9 +752,6 @@ class Unigram:
 
         Cost: each step, that of :func:`expected_counts` for each different word.
         """
-        check_at_least("n_steps", n_steps, 1)
-        if not 0 < shrink < 1:
-            raise ValueError(f"shrink is {shrink}, expected more than 0 and less than 1")
         if "<unk>" not in special_tokens:
             raise ValueError(f"<unk> is not among the {len(special_tokens)} special tokens: add it")
         first = [*special_tokens, *(f"<0x{b:02X}>" for b in range(256) if byte_fallback)]
@@ -720,9 +761,7 @@ class Unigram:
             what = f"{len(first)} special tokens and bytes and {len(characters)} characters"
             raise ValueError(f"vocab_size is {vocab_size}, expected at least {len(first) + len(characters)}: {what}")
         logp = seed_pieces(words, size=10 * vocab_size if seed_size is None else seed_size, max_length=max_length)
-        logp = _prune_to(words, logp, vocab_size - len(first), n_steps=n_steps, shrink=shrink)
-        lowest = min(logp.values())
-        logp |= {c: lowest for c in characters if c not in logp}  # those whose expected count was rounded to zero
+        logp = estimate_and_prune(words, logp, vocab_size - len(first), n_steps=n_steps, shrink=shrink)
         pieces = [(token, 0.0) for token in first] + sorted(logp.items(), key=lambda item: (-item[1], item[0]))
         unk_id = list(special_tokens).index("<unk>")
         return cls(pieces, unk_id=unk_id, byte_fallback=byte_fallback, special_tokens=special_tokens)
@@ -797,22 +836,6 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
     if not counts:
         raise ValueError("the corpus has 0 words, expected at least 1: give texts that are not empty")
     return counts
-
-
-def _prune_to(
-    words: Mapping[str, int], logp: dict[str, float], size: int, *, n_steps: int, shrink: float
-) -> dict[str, float]:
-    """Estimate and prune in turn until ``size`` pieces are left, then estimate once more."""
-    n_characters = len({character for word in words for character in word})
-    while True:
-        for _ in range(n_steps):
-            logp = em_step(words, logp)[1]
-        if len(logp) <= size:
-            return logp
-        losses = removal_losses(words, logp)
-        keep = max(size - n_characters, int(shrink * len(losses)))
-        kept = set(sorted(losses, key=lambda piece: (-losses[piece], piece))[:keep])
-        logp = {piece: score for piece, score in logp.items() if len(piece) == 1 or piece in kept}
 
 
 # --- the parts of a tokenizer.json

@@ -7,13 +7,12 @@ library gives for the same file.
 
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
-
-import regex
 
 from llm_study.tokenizers import _unicode
 from llm_study.tokenizers._files import added_tokens, check_special, check_type, special_entries, write_json
@@ -23,11 +22,12 @@ __all__ = ["BertNormalizer", "bert_split", "longest_match", "pair_scores", "like
 
 Word = tuple[str, ...]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_CHINESE = regex.compile(
+_CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
     "\U0002f800-\U0002fa1f]"
 )
-_WORDS = regex.compile(rf"{_unicode.PUNCTUATION.pattern}|[^{_unicode.PUNCTUATION.pattern[1:-1]}\p{{White_Space}}]+")
+_MARKS, _SPACE = _unicode.PUNCTUATION.pattern, _unicode.WHITE_SPACE.pattern
+_WORDS = re.compile(f"{_MARKS}|[^{_MARKS[1:-1]}{_SPACE[1:-1]}]+")
 # what the decoder of the library puts back after each token
 _CLEANUP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")]
 _CLEANUP += [(" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]
@@ -149,8 +149,8 @@ def pair_scores(words: Mapping[Word, int]) -> dict[tuple[str, str], float]:
         The score of each pair.
 
     References:
-        The criterion, likelihood, is that of Schuster and Nakajima (2012); the formula follows from it to first order,
-        see :func:`likelihood_gain`.
+        Schuster and Nakajima (2012) merge what raises the likelihood most; of that, see :func:`likelihood_gain`, this
+        formula keeps the mutual information and drops the count.
 
     Example:
         >>> pair_scores({("h", "##u", "##g"): 2, ("b", "##u", "##g"): 1})[("##u", "##g")]

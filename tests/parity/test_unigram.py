@@ -101,7 +101,7 @@ def test_n_best_cuts_are_those_of_sentencepiece(identity: sentencepiece.Sentence
         ours, theirs = n_best("▁" + word, logp, 6), identity.nbest_encode_as_pieces(word, 6)
         scores = [sum(logp[piece] for piece in cut) for cut in theirs]
         assert [score for score, _ in ours] == pytest.approx(scores, rel=1e-6)
-        assert len(set(scores)) == 6 and [cut for _, cut in ours] == theirs
+        assert sorted(cut for _, cut in ours) == sorted(theirs)  # some have the same score
 
 
 def test_random_cuts_are_as_frequent_as_those_of_sentencepiece(identity: sentencepiece.SentencePieceProcessor) -> None:
@@ -210,7 +210,7 @@ def test_special_tokens_are_those_of_the_library(
 
 
 def test_every_character_is_normalized_as_in_the_library(charsmap: str) -> None:
-    every = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    every = [chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000]
     texts = [" ".join(every[i : i + 256]) for i in range(0, len(every), 256)]
     for ours, theirs in [
         (
@@ -230,6 +230,8 @@ def test_every_character_is_normalized_as_in_the_library(charsmap: str) -> None:
         st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" e\u0301\u3099か①ﾊﾟ\u200d\n")), max_size=20
     )
 )
+@example("か\u3099")  # six bytes: looked up one by one
+@example("e\u0301\u0300")
 def test_normalizers_are_those_of_the_library(charsmap: str, text: str) -> None:
     # what the converter of transformers writes for T5, and its relatives
     parts = [
@@ -264,3 +266,11 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
             assert ours.decode(ids) == oracle.decode(ids, skip_special_tokens=False) == again.decode(ids)
         assert isinstance(oracle.decoder, decoders.Sequence if fallback else decoders.Metaspace)
         assert isinstance(oracle.pre_tokenizer, pre_tokenizers.Metaspace)
+
+
+@pytest.mark.parametrize(("low", "ids"), [(-10.0, [1, 2]), (-11.0, [0, 3])])
+def test_the_penalty_of_an_unknown_character_is_that_of_the_library(low: float, ids: list[int]) -> None:
+    # unknown a + bcd costs 10.5 more than the least probable piece, which is ab or cd
+    pieces = [("<unk>", 0.0), ("ab", low), ("cd", low), ("bcd", -0.5)]
+    assert Tokenizer(models.Unigram(pieces, 0, False)).encode("abcd").ids == ids
+    assert Unigram(pieces, pre_tokenizer=None).encode("abcd") == ids
