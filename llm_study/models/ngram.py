@@ -692,9 +692,8 @@ def _check_symbols(grams: Iterable[Gram], vocabulary: Sequence[Hashable]) -> Non
 def _check_vocabulary(vocabulary: Sequence[Hashable]) -> None:
     check_at_least("size of the vocabulary", len(vocabulary), 1)
     if None in vocabulary:
-        raise ValueError(
-            f"None is symbol {vocabulary.index(None)} of the vocabulary: it stands for what precedes a text"
-        )
+        i = vocabulary.index(None)
+        raise ValueError(f"symbol {i} of the vocabulary is None, which stands for what precedes a text")
 
 
 def _check_weights(weights: Sequence[float], order: int) -> None:
