@@ -49,7 +49,7 @@ def smoothing(plt: Any, _: Translate) -> Any:
 
 
 def interval(plt: Any, _: Translate) -> Any:
-    corpus = [line.split() for line in (_("猫 追 鱼 。"), _("狗 追 猫 。"), _("猫 吃 鱼 。"))]
+    corpus = [[*line.split(), _("。")] for line in (_("猫 追 鱼"), _("狗 追 猫"), _("猫 吃 鱼"))]
     model, text = maximum_likelihood(corpus, 2), corpus[0]
     fig, ax = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
     low, width = 0.0, 1.0

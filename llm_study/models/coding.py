@@ -24,7 +24,7 @@ def integer_frequencies(probabilities: Sequence[float], *, precision: int = 40) 
         precision: the sum is ``2**precision``.
 
     Returns:
-        One number for each probability, at least 1: even what the model excludes can be coded, at a price.
+        One number for each probability, at least 1, so that even what the model excludes can be coded, at a price.
 
     Raises:
         ValueError: if there are no probabilities, one is negative or not a number, they sum to nothing, or there are
