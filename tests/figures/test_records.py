@@ -50,3 +50,21 @@ def test_measuring_times_every_function_once_per_length():
     times = script.measure(16)
     assert times.keys() == script.functions(16).keys()
     assert all(milliseconds > 0 for milliseconds in times.values())
+
+
+def test_ngram_models_still_give_what_was_recorded():
+    record = json.loads((DOCS / "data/ngrams.json").read_text("utf-8"))
+    script = script_of(record)
+    assert record["orders"] == script.ORDERS
+    assert record["bits per byte"].keys() == script.METHODS.keys()
+    assert script.probe() == record["probe"]
+    assert record["bytes"].keys() == {"train", "held out"}
+
+
+def test_the_two_laws_are_counted_by_word():
+    script = script_of({"script": "docs/figures/record_ngrams.py"})
+    counted = script.laws("猫 追 猫，cat 猫 3 dog")
+    assert counted["ranks"] == [[1, 3], [2, 1], [3, 1], [4, 1]]
+    assert counted["growth"] == [[6, 4]]
+    shares, distinct = script.unseen([b"abab"], [b"abc"])
+    assert (shares[:3], distinct[:3]) == ([round(1 / 3, 4)] * 3, [2, 3, 4])
