@@ -183,6 +183,19 @@ def test_the_weights_are_those_of_the_model() -> None:
     assert not torch.allclose(weights, caught[0], atol=1e-3)
 
 
+def test_padding_does_not_vote() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(SinksAndRecent):
+        def score(self, past: Tensor, new: int, weights: Callable[[], Tensor]) -> Tensor:
+            seen.append(weights().sum(-1))
+            return super().score(past, new, weights)
+
+    model, mask = decoder("llama"), torch.arange(6) < torch.tensor([[6], [4]])
+    model(random_ids(2, 6), mask=mask, cache=cache_of(model, 2, Spy(budget=9, sinks=1)))
+    assert torch.allclose(seen[0], mask[:, None].double().expand(2, 4, 6))
+
+
 def test_snapkv_compresses_the_prompt_and_keeps_what_follows() -> None:
     model, ids = decoder("llama"), random_ids(1, 15)
     cache = cache_of(model, 1, ObservationWindow(budget=5, window=3))
