@@ -167,7 +167,7 @@ def follow(
             tokens = pick(source(tokens), text[:, :step])
             if len(ends):
                 tokens = torch.where(ended, ends[0], tokens)
-                ended = ended | torch.isin(tokens, ends)
+                ended = torch.isin(tokens, ends)  # a row that had ended before was just given an end
         text[:, step] = tokens
         yield text[:, step].clone()  # made outside inference mode: it may be trained on
         if len(ends) and bool(ended.all()):
