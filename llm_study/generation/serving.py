@@ -383,9 +383,13 @@ class Scheduler:
         return [new for i, (s, count) in enumerate(plan) if (new := self._advance(s, count, logits[i : i + 1]))]
 
     def _continue(self) -> list["_Plan"]:
-        """Plan what running requests read, answers before prompts; some may be preempted for it."""
+        """Plan what running requests read; some may be preempted for it.
+
+        Answers come before prompts: a prompt that is not complete has used up the budget of the last step, so that no
+        request was admitted after it.
+        """
         plan, budget = [], self.token_budget
-        for sequence in sorted(self._running, key=lambda s: len(s.unread) > 1):
+        for sequence in list(self._running):
             count = min(len(sequence.unread), budget)
             if count and sequence in self._running and self._make_room(sequence, count):
                 plan.append((sequence, count))

@@ -354,6 +354,15 @@ def test_what_was_used_last_is_evicted_last_and_ends_go_first() -> None:
     assert (tree.n_blocks, tree.pool.n_free, tree.evict(1)) == (0, 16, 0)
 
 
+def test_an_end_that_is_split_off_keeps_its_age() -> None:
+    tree = small_tree()
+    remember(tree, 8, 8)
+    remember(tree, 1, 1, 2, 2)
+    tree.match([1, 1])  # splits 1122 behind 11
+    assert (tree.evict(1), tree.n_blocks) == (1, 2)
+    assert tree.match([8, 8]) == []  # the oldest, not 22
+
+
 def test_a_block_in_use_is_not_evicted() -> None:
     tree = small_tree()
     table = text_of(tree.pool, 6)
