@@ -18,7 +18,7 @@ __all__ = ["LanguageModel", "Session", "follow", "end_ids", "check_request", "ch
 
 
 class LanguageModel(Protocol):
-    """What decoding asks of a model; every decoder of :mod:`llm_study.models` is one.
+    """What decoding asks of a model; every decoder of ``llm_study.models`` is one.
 
     Example:
         >>> from llm_study.core.config import GPT2Config
@@ -212,9 +212,10 @@ def check_request(
         reads_last: whether the last new token is read, too, as it need not be to end there.
 
     Raises:
-        ValueError: if the prompt is empty, fewer than one token is asked for, an end is no id of the vocabulary, the
-            mask does not fit or has padding that is not on the left, or prompt and new tokens need more positions than
-            the model has learned.
+        ValueError: if the prompt is empty, no token is asked for, an end is outside the vocabulary, the mask does not
+            fit or pads on the right, or prompt and new tokens need more positions than the model has learned.
+
+    Cost: nothing is computed; the mask, if there is one, is looked at once.
 
     Example:
         >>> from llm_study.core.config import GPT2Config

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import AnyStr
+from typing import TypeVar
 
 __all__ = ["bpe_dropout"]
 
+Symbol = TypeVar("Symbol", str, bytes)
+
 
 def bpe_dropout(
-    symbols: Sequence[AnyStr], ranks: Mapping[tuple[AnyStr, AnyStr], int], *, p: float, rng: Random
-) -> list[AnyStr]:
+    symbols: Sequence[Symbol], ranks: Mapping[tuple[Symbol, Symbol], int], *, p: float, rng: Random
+) -> list[Symbol]:
     """Merge the symbols of a word by their ranks, each possible merge being left out with probability ``p`` each time.
 
     In every round each place where a merge is possible is dropped on its own; of those that stay, the one of the lowest

@@ -158,7 +158,7 @@ class ByteNgram:
             data: the bytes.
 
         Returns:
-            The entropy of the prediction of each byte from those before it, in bits: 0 to 8.
+            For each byte the entropy of its prediction from those before it, from 0 to 8 bits.
         """
         known: dict[bytes, float] = {}
         out = []

@@ -305,7 +305,7 @@ class WordPiece:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids: one more than the largest."""
+        """One more than the largest id, which is how many rows an embedding table needs."""
         return max(self.pieces) + 1
 
     def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
