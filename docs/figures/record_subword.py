@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm_study.tokenizers.wordpiece import WordPiece
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs/data/subword.json"
+SEED = 0  # nothing is drawn
 VOCAB, ALPHA, ORDER = 4096, 2.5, 4
 PAGES = [
     ("general/transformer_1", "general/transformer_2"),
@@ -115,11 +117,17 @@ def main() -> None:
     record = {
         "what": "bytes per token on text of this book that no tokenizer was trained on",
         "script": "docs/figures/record_subword.py",
+        "seed": SEED,
         "bytes": {kind: sum(len(line.encode()) for line in part) for kind, part in train.items()},
         "held_bytes": {kind: sum(len(line.encode()) for line in part) for kind, part in held.items()},
         "alpha": ALPHA,
         "order": ORDER,
-        "versions": {"llm_study": llm_study.__version__, "python": platform.python_version()},
+        "versions": {
+            "llm_study": llm_study.__version__,
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+        "machine": {"system": platform.system(), "cpu": platform.machine(), "threads": 1},
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip(),
