@@ -6,12 +6,12 @@ from typing import TypeVar
 
 __all__ = ["bpe_dropout"]
 
-Symbol = TypeVar("Symbol", str, bytes)
+_Symbol = TypeVar("_Symbol", str, bytes)
 
 
 def bpe_dropout(
-    symbols: Sequence[Symbol], ranks: Mapping[tuple[Symbol, Symbol], int], *, p: float, rng: Random
-) -> list[Symbol]:
+    symbols: Sequence[_Symbol], ranks: Mapping[tuple[_Symbol, _Symbol], int], *, p: float, rng: Random
+) -> list[_Symbol]:
     """Merge the symbols of a word by their ranks, each possible merge being left out with probability ``p`` each time.
 
     In every round each place where a merge is possible is dropped on its own; of those that stay, the one of the lowest

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from llm_study.functional import information as I
@@ -59,7 +60,6 @@ def test_divergence_is_not_negative_and_zero_only_for_equals(p: Tensor, q: Tenso
 @given(p=distributions(7), q=distributions(7, zeros=False))
 @law
 def test_equals_scipy(p: Tensor, q: Tensor) -> None:
-    stats = pytest.importorskip("scipy.stats")
     assert near(I.entropy(p), stats.entropy(p.numpy()))
     assert near(I.kl_divergence(p, q), stats.entropy(p.numpy(), q.numpy()))
 
