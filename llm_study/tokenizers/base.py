@@ -166,7 +166,7 @@ def check_text(text: str) -> None:
         ValueError: if it holds one; the message says which, and at which index.
 
     Example:
-        >>> check_text("any text 文 🙂")
+        >>> check_text("any text é 🙂")
         >>> check_text("ab\ud83dc")
         Traceback (most recent call last):
         ValueError: text has a lone surrogate U+D83D at index 2, which no encoding knows: read it with errors='replace'
