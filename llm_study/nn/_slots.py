@@ -1,4 +1,4 @@
-"""What the caches that change keys and values share: checks of new tokens, and who sees which slot."""
+"""What caches share: checks of new tokens, and, where slots are given up or coded, who sees which of them."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ def check_new_tokens(ids: Tensor, mask: Tensor | None, batch_size: int) -> Tenso
     return mask
 
 
+def check_room(length: int, new: int, max_length: int) -> None:
+    """Check that new tokens still fit into a cache of limited length."""
+    if length + new > max_length:
+        text = f"the cache holds {length} tokens and has room for {max_length}, expected room for {length + new}"
+        raise ValueError(f"{text}: make it with a larger max_length")
+
+
 def check_new_keys(k: Tensor, new: int, dtype: torch.dtype) -> None:
     """Check that a layer stores what :meth:`begin` was told, in the dtype of the cache."""
     check_equal("number of new keys", k.shape[2], "number of tokens that begin was told", new)
@@ -29,9 +36,7 @@ def visible(slots: Tensor, real: Tensor, new: int, *, window: int | None, n_head
     """
     first = slots[..., -new:].amin() if new else slots.new_zeros(())
     whole = window is None or bool((slots[..., -1:] - slots < window).all())
-    if new == slots.shape[-1] and whole and bool(real.all()):
-        return None
-    if new == 1 and whole and bool(real.all()):
+    if new in (1, slots.shape[-1]) and whole and bool(real.all()):
         return None
     query = torch.arange(new, device=slots.device)[:, None] + first  # (T, 1)
     keys = slots[:, :, None]  # (B, K, 1, S)

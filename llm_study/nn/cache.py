@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llm_study.core.checks import check_at_least, check_boolean, check_equal
+from llm_study.core.checks import check_at_least, check_equal
 from llm_study.core.config import KVLayer, ModelConfig
+from llm_study.nn._slots import check_new_keys, check_new_tokens, check_room
 
 __all__ = ["Cache", "KVCache"]
 
@@ -145,15 +146,10 @@ class KVCache:
             ValueError: if the batch has another size than the cache, the cache has no room for ``T`` more tokens, or
                 the mask is not boolean or not of the shape of ``ids``.
         """
-        n, (B, T) = self.length, ids.shape
-        check_equal("batch size of ids", B, "batch size of the cache", self.batch_size, hint="make another cache")
-        if n + T > self.max_length:
-            text = f"the cache holds {n} tokens and has room for {self.max_length}, expected room for {n + T}"
-            raise ValueError(f"{text}: make it with a larger max_length")
-        if mask is not None:
-            check_boolean("mask", mask.dtype, hint="True where a token is real: convert with .bool()")
-            check_equal("shape of mask", tuple(mask.shape), "shape of ids", tuple(ids.shape))
-        self._real[:, n : n + T] = True if mask is None else mask
+        n, T = self.length, ids.shape[1]
+        real = check_new_tokens(ids, mask, self.batch_size)
+        check_room(n, T, self.max_length)
+        self._real[:, n : n + T] = real
         self._padded = not bool(self._real[:, : n + T].all()) if self._padded or mask is not None else False
         self._new, self._masks = T, {}
         return torch.arange(n, n + T, device=ids.device)
@@ -178,8 +174,7 @@ class KVCache:
             ValueError: if there are not as many new keys as :meth:`begin` was told, or their dtype is not the cache's.
         """
         keys, values, n = self.keys[layer], self.values[layer], self.length
-        check_equal("number of new keys", k.shape[2], "number of tokens that begin was told", self._new)
-        check_equal("dtype of the keys", k.dtype, "dtype of the cache", keys.dtype, hint="make the cache with dtype=…")
+        check_new_keys(k, self._new, keys.dtype)
         end, slots, window = n + self._new, keys.shape[2], self._windows[layer]
         if end <= slots:  # no slot is taken twice
             keys[:, :, n:end], values[:, :, n:end] = k.detach(), v.detach()

@@ -10,7 +10,7 @@ from torch import Tensor
 from llm_study.core.checks import check_at_least, check_divides, check_equal
 from llm_study.core.config import ModelConfig
 from llm_study.functional.quantize import AffineQuantized, dequantize_affine, quantize_affine
-from llm_study.nn._slots import check_new_keys, check_new_tokens, visible
+from llm_study.nn._slots import check_new_keys, check_new_tokens, check_room, visible
 
 __all__ = ["QuantizedKVCache"]
 
@@ -119,9 +119,7 @@ class QuantizedKVCache:
         """
         n, T = self.length, ids.shape[1]
         real = check_new_tokens(ids, mask, self.batch_size)
-        if n + T > self.max_length:
-            text = f"the cache holds {n} tokens and has room for {self.max_length}, expected room for {n + T}"
-            raise ValueError(f"{text}: make it with a larger max_length")
+        check_room(n, T, self.max_length)
         self._real = torch.cat([self._real[:, :n].to(real.device), real], dim=1)
         self._new, self._staged = T, {}
         return torch.arange(n, n + T, device=ids.device)
