@@ -1,4 +1,4 @@
-"""What WordPiece and Unigram share of reading and writing a ``tokenizer.json``."""
+"""What tokenizers share of reading and writing their files."""
 
 import json
 import os
@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["added_tokens", "check_special", "check_type", "special_entries", "write_json"]
+__all__ = ["added_tokens", "check_special", "check_type", "special_entries", "write_json", "write_text"]
 
 
 def check_special(allowed: Collection[str], known: Collection[str]) -> None:
     """Check that the special tokens that a text may spell are known."""
     unknown = [token for token in allowed if token not in known]
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no special token of this tokenizer, which has {', '.join(known)}")
+        raise ValueError(f"{unknown[0]!r} is no special token, expected some of {sorted(known)}")
 
 
 def check_type(path: str | os.PathLike[str], raw: Mapping[str, Any], part: str, *types: str | None) -> dict[str, Any]:
@@ -45,11 +45,16 @@ def special_entries(tokens: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def write_json(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> None:
+    """Write a JSON file that is either the old one or whole."""
+    write_text(path, json.dumps(raw, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file that is either the old one or whole."""
     file = Path(path)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(raw, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8", newline="\n")
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ vocabulary, and every sequence of bytes survives encoding and decoding.
 import base64
 import binascii
 import heapq
-import json
 import os
 import re
 import unicodedata
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_study.core.checks import check_at_least
+from llm_study.tokenizers._files import check_special, special_entries, write_json, write_text
 from llm_study.tokenizers._regex import Pattern, as_of_unicode_16, compile_pattern
 from llm_study.tokenizers.base import check_text, read_tokenizer_json, split_special
 
@@ -477,9 +477,7 @@ class ByteLevelBPE:
             ValueError: if the text holds a lone surrogate, or an allowed special token is none of this tokenizer's.
         """
         check_text(text)
-        unknown = [special for special in allowed_special if special not in self._special]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no special token, expected some of {sorted(self._special)}")
+        check_special(allowed_special, self._special)
         ids: list[int] = []
         for piece, is_special in split_special(text, self._always.union(allowed_special)):
             ids += [self._special[piece]] if is_special else self._encode(piece)
@@ -556,10 +554,9 @@ class ByteLevelBPE:
             ValueError: if the name asks for a rank file and the ids of the tokens are not 0, 1, 2, …
         """
         if Path(path).suffix == ".tiktoken":
-            content = _rank_file(self._tokens)
+            write_text(path, _rank_file(self._tokens))
         else:
-            content = json.dumps(_tokenizer_json(self), ensure_ascii=False, indent=1)
-        Path(path).write_text(content, "utf-8", newline="\n")
+            write_json(path, _tokenizer_json(self))
 
     @classmethod
     def load(
@@ -705,13 +702,13 @@ def _tokenizer_json(tokenizer: ByteLevelBPE) -> dict[str, Any]:
     vocab = {text[id]: id for id in sorted(text)}
     if [id for _, id in specials] != [*range(len(vocab), len(vocab) + len(specials))]:
         vocab |= dict(specials)  # the library counts on from the vocabulary unless it finds them there
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": id, "content": name, **flags, "special": name not in tokenizer._always} for name, id in specials
+            {**entry, "special": entry["content"] not in tokenizer._always}
+            for entry in special_entries(tokenizer._special)
         ],
         "normalizer": {"type": "NFC"} if tokenizer._nfc else None,
         "pre_tokenizer": _pre_tokenizer([step.pattern for step in tokenizer._steps]),

@@ -436,6 +436,23 @@ def test_a_rank_file_needs_ids_without_gaps(tmp_path: Path) -> None:
         tokenizer.save(tmp_path / "b.tiktoken")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "ranks.tiktoken"])
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = ByteLevelBPE.train(["low low"], vocab_size=257), ByteLevelBPE.train(["slow slow"], vocab_size=258)
+    old.save(tmp_path / name)
+    written = Path.write_text
+
+    def full(self: Path, text: str, *args: Any, **options: Any) -> int:
+        written(self, text[:50], *args, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        new.save(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert ByteLevelBPE.load(tmp_path / name).merges == old.merges
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name in ("a.tiktoken", "a.json", "folder"):
         with pytest.raises(FileNotFoundError, match=name):

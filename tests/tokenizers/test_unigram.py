@@ -198,7 +198,7 @@ def test_sampling_gives_other_cuts_of_the_same_text() -> None:
         (lambda: Unigram.train(["a"], vocab_size=9, shrink=1.0), "shrink is 1.0, expected more than 0"),
         (lambda: Unigram.train(["a"], vocab_size=9, n_steps=0), "n_steps is 0, expected at least 1"),
         (lambda: small().encode("a\udfff"), "lone surrogate U+DFFF at index 1"),
-        (lambda: small().encode("a", allowed_special=["<s>"]), "<s>: no special token"),
+        (lambda: small().encode("a", allowed_special=["<s>"]), "'<s>' is no special token, expected some of"),
         (lambda: small(unk_id=None).encode("x"), "'x' is unknown, and there is no unknown token"),
         (lambda: small(unk_id=6), "unk_id is 6, expected an id of the 6 pieces"),
         (lambda: small(byte_fallback=True), "256 tokens are not among the 6 pieces, the first is <0x00>"),

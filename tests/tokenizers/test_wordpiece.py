@@ -140,7 +140,10 @@ def test_special_tokens_are_plain_text_unless_allowed() -> None:
         (lambda: WordPiece.train(["a\ud800"], vocab_size=100), "lone surrogate U+D800 at index 1"),
         (lambda: WordPiece.train(["a"], vocab_size=9, special_tokens=[]), "lacks [UNK]"),
         (lambda: WordPiece({"[UNK]": 0}).encode("a\udfff"), "lone surrogate U+DFFF at index 1"),
-        (lambda: WordPiece({"[UNK]": 0}).encode("a", allowed_special=["[X]"]), "[X]: no special token"),
+        (
+            lambda: WordPiece({"[UNK]": 0}).encode("a", allowed_special=["[X]"]),
+            "'[X]' is no special token, expected some of",
+        ),
         (lambda: WordPiece({"[UNK]": 0}).decode([1]), "id 1 is not in the vocabulary, whose largest is 0"),
         (lambda: WordPiece({"[UNK]": 0}).decode([-1]), "id -1 is not in the vocabulary"),
         (lambda: WordPiece({"[UNK]": 0, "a": 0}), "2 pieces but 1 different ids"),
