@@ -1,4 +1,7 @@
-"""What all models share: their configuration, strict loading of a folder's tensors, saving, and the check of ids."""
+"""What all models share: their configuration, strict loading of a folder's tensors, saving, and the check of ids.
+
+What all decoders share comes on top: from ids, with a cache or without, to logits of the next token.
+"""
 
 import os
 import re
@@ -10,8 +13,9 @@ from torch import Tensor, nn
 
 from llm_study.core.config import ModelConfig
 from llm_study.core.hub import save_folder
+from llm_study.nn.cache import Cache
 
-__all__ = ["PretrainedModel"]
+__all__ = ["PretrainedModel", "CausalLM"]
 
 SHOWN = 5  # how many problems of a kind a message lists
 
@@ -173,6 +177,85 @@ class PretrainedModel(nn.Module):
 
     def _is_unused(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.unused)
+
+
+class CausalLM(PretrainedModel):
+    """A decoder with a head: it gives scores of the token that follows each position.
+
+    A family derives from it, has a layer ``lm_head`` ``(D → V)``, and says where its :attr:`body`, :attr:`layers` and
+    :attr:`norm` are.
+
+    Args:
+        config: what ``config.json`` says.
+
+    Example:
+        >>> from llm_study.core.config import GPT2Config
+        >>> from llm_study.models.gpt2 import GPT2ForCausalLM
+        >>> model = GPT2ForCausalLM(GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4))
+        >>> isinstance(model, CausalLM), model(torch.tensor([[5, 6, 7]]), logits_to_keep=1).shape
+        (True, torch.Size([1, 1, 97]))
+    """
+
+    lm_head: nn.Linear
+
+    @property
+    def body(self) -> nn.Module:
+        """What turns ids into normalized vectors, called as ``body(ids, mask=…, positions=…, cache=…)``."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers; what one gives, normalized by :attr:`norm`, can be turned into logits by :meth:`head`."""
+        raise NotImplementedError
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last layer."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
+        """Return a score of each token of the vocabulary as the next one, after each position.
+
+        Args:
+            ids: ``(B, T)`` token ids; with a cache only those that are new.
+            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Default: all are.
+            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted, or what the cache says.
+            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
+            logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
+
+        Returns:
+            ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so. Those at positions of padding mean nothing.
+
+        Raises:
+            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not fit, a position is beyond
+                those that the model has learned, the tokens do not fit into the cache, or ``logits_to_keep`` is not 1
+                to ``T``.
+        """
+        self.check_ids(ids)
+        if logits_to_keep is not None and not 1 <= logits_to_keep <= ids.shape[1]:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}, expected 1 to {ids.shape[1]}, the number of ids")
+        hidden = self.body(ids, mask=mask, positions=positions, cache=cache)
+        return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+
+    def head(self, x: Tensor) -> Tensor:
+        """Turn normalized vectors into logits.
+
+        Args:
+            x: ``(B, T, D)`` what the norm after the last layer gives.
+
+        Returns:
+            ``(B, T, V)`` logits.
+        """
+        logits: Tensor = self.lm_head(x)
+        return logits
 
 
 def _differ(a: Tensor | None, b: Tensor | None) -> bool:

@@ -17,8 +17,8 @@ from llm_study.core.config import DecoderConfig, Rope
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, sliding_window_mask
 from llm_study.functional.positions import linear_frequencies, llama3_frequencies, rope_cos_sin, rope_frequencies
-from llm_study.models._common import check_kept, check_mask, draw
-from llm_study.models.base import PretrainedModel
+from llm_study.models._common import check_mask, draw
+from llm_study.models.base import CausalLM
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
 from llm_study.nn.cache import Cache
@@ -38,7 +38,7 @@ __all__ = [
 # --- the skeleton
 
 
-class DecoderForCausalLM(PretrainedModel):
+class DecoderForCausalLM(CausalLM):
     """A decoder and the head that turns its output into logits of the next token.
 
     Fresh matrices are normal with standard deviation ``config.initializer_range``, fresh biases 0. Dropout is not
@@ -77,40 +77,14 @@ class DecoderForCausalLM(PretrainedModel):
         self.apply(partial(draw, std=config.initializer_range))
         self.tie()
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        logits_to_keep: int | None = None,
-    ) -> Tensor:
-        """Return a score of each token of the vocabulary as the next one, after each position.
-
-        Args:
-            ids: ``(B, T)`` token ids; with a cache only those that are new.
-            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Default: all are.
-            positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted, or what the cache says.
-            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
-            logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
-
-        Returns:
-            ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so. Those at positions of padding mean nothing.
-
-        Raises:
-            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not have the shape of
-                ``ids``, the mask is not boolean, the tokens do not fit into the cache, or ``logits_to_keep`` is not
-                1 to ``T``.
-        """
-        self.check_ids(ids)
-        check_kept(logits_to_keep, ids)
-        hidden = self.model(ids, mask=mask, positions=positions, cache=cache)
-        return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+    @property
+    def body(self) -> "Decoder":
+        """The decoder."""
+        return self.model
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers; what one gives, normalized by :attr:`norm`, can be turned into logits by :meth:`head`."""
+        """The layers."""
         return self.model.layers
 
     @property
@@ -119,7 +93,7 @@ class DecoderForCausalLM(PretrainedModel):
         return self.model.norm
 
     def head(self, x: Tensor) -> Tensor:
-        """Turn normalized vectors into logits.
+        """Turn normalized vectors into logits, and finish them.
 
         Args:
             x: ``(B, T, D)`` what the norm after the last layer gives.
@@ -127,7 +101,7 @@ class DecoderForCausalLM(PretrainedModel):
         Returns:
             ``(B, T, V)`` logits.
         """
-        logits: Tensor = self.lm_head(x)
+        logits = super().head(x)
         return logits if self.finish is None else self.finish(logits)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from llm_study.core.config import GPT2Config
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
-from llm_study.models._common import check_indices, check_kept, check_mask, draw
-from llm_study.models.base import PretrainedModel
+from llm_study.models._common import check_indices, check_mask, draw
+from llm_study.models.base import CausalLM
 from llm_study.nn.basic import LayerNorm
 from llm_study.nn.cache import Cache
 
@@ -27,7 +27,7 @@ __all__ = ["GPT2ForCausalLM"]
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
-class GPT2ForCausalLM(PretrainedModel):
+class GPT2ForCausalLM(CausalLM):
     """GPT-2 with its language-model head.
 
     Fresh matrices are normal with standard deviation ``config.initializer_range``, those that add to the residual
@@ -74,58 +74,20 @@ class GPT2ForCausalLM(PretrainedModel):
         """Name of the class by which transformers knows the model; written into ``config.json``."""
         return "GPT2LMHeadModel"
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        logits_to_keep: int | None = None,
-    ) -> Tensor:
-        """Return the logits of the token that follows each position.
-
-        Args:
-            ids: ``(B, T)`` token ids; with a cache only those that are new.
-            mask: ``(B, T)`` boolean, True where a token is real; padding may be on either side. What comes out at
-                padding means nothing. Default: all tokens are real.
-            positions: ``(B, T)`` or ``(T,)`` integers. Default: 0, 1, 2, …, padding counted, or what the cache says.
-            cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
-            logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
-
-        Returns:
-            ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so.
-
-        Raises:
-            ValueError: if an id is beyond the vocabulary, a position beyond the learned ones, a shape or a dtype
-                does not fit, the tokens do not fit into the cache, or ``logits_to_keep`` is not 1 to ``T``.
-        """
-        self.check_ids(ids)
-        check_kept(logits_to_keep, ids)
-        hidden = self.transformer(ids, mask, positions, cache)
-        return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+    @property
+    def body(self) -> "_Body":
+        """Embeddings, blocks and the last norm."""
+        return self.transformer
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The blocks; what one gives, normalized by :attr:`norm`, can be turned into logits by :meth:`head`."""
+        """The blocks."""
         return self.transformer.h
 
     @property
     def norm(self) -> nn.Module:
         """The norm after the last block."""
         return self.transformer.ln_f
-
-    def head(self, x: Tensor) -> Tensor:
-        """Turn normalized vectors into logits.
-
-        Args:
-            x: ``(B, T, D)`` what the norm after the last block gives.
-
-        Returns:
-            ``(B, T, V)`` logits.
-        """
-        logits: Tensor = self.lm_head(x)
-        return logits
 
     @classmethod
     def from_hub(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,6 +128,7 @@ class _Body(nn.Module):
     def forward(
         self,
         ids: Tensor,
+        *,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,

@@ -192,6 +192,7 @@ def test_thresholds_by_hand(case: list[float]) -> None:
     assert survivors(S.epsilon_filter(z, 0.9)) == [0]  # nothing is that probable: the best stays
     assert survivors(S.min_p_filter(z, 0.4)) == [0, 1]
     assert survivors(S.plausible_filter(z, 0.4)) == [0, 1]
+    assert survivors(S.plausible_filter(z, 1.0)) == [0]  # the best is as probable as the best
     entropy = 1.75 * math.log(2)
     eta = math.sqrt(0.5) * math.exp(-entropy)  # 0.2102, below epsilon = 0.5
     assert 0.125 < eta < 0.25
