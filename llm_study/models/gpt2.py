@@ -75,7 +75,7 @@ class GPT2ForCausalLM(CausalLM):
         return "GPT2LMHeadModel"
 
     @property
-    def body(self) -> "_Body":
+    def body(self) -> nn.Module:
         """Embeddings, blocks and the last norm."""
         return self.transformer
 

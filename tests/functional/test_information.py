@@ -112,6 +112,20 @@ def test_low_precision_stays_low_and_near(dtype: torch.dtype) -> None:
     assert (low.double() - I.entropy(p)).abs().max() <= 4 * torch.finfo(dtype).eps * math.log(50)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    draws = torch.multinomial(torch.ones(2 * 32, 50), 256 - 50, replacement=True)
+    counts = 1 + torch.zeros(2 * 32, 50).scatter_add_(1, draws, torch.ones(draws.shape))
+    p, q = (counts / 256).to(dtype).view(2, 32, 50)  # multiples of 1/256 below 1 are exact in both
+    for low, wide in (
+        (I.entropy(p), I.entropy(p.float())),
+        (I.cross_entropy(p, q), I.cross_entropy(p.float(), q.float())),
+        (I.kl_divergence(p, q), I.kl_divergence(p.float(), q.float())),
+    ):
+        assert torch.equal(low, wide.to(dtype))
+
+
 # --- perplexity and units
 
 
