@@ -1,0 +1,1 @@
+"""From token ids to batches: objectives, packing and order; import the module you need."""

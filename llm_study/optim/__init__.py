@@ -1,0 +1,1 @@
+"""Optimizers, schedules, and what keeps training stable; import the module you need."""

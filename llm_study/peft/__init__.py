@@ -1,0 +1,1 @@
+"""Adapters: a few trainable parameters for any module; import the module you need."""
