@@ -232,8 +232,10 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
 
     from llm_study.generation import stream
     from llm_study.models import from_pretrained
+    from llm_study.nn.layout import lay_out_for_decoding
 
     model, generator = from_pretrained(arguments.path), torch.Generator()
+    lay_out_for_decoding(model)
     ends = [id for id in ends if id < model.config.vocab_size]  # config.json may name one that its model never says
     if arguments.seed is None:
         generator.seed()

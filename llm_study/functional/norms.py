@@ -394,7 +394,7 @@ def _check_inputs(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, 
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, expected a floating-point dtype: convert it with .float()")
     for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
+        if parameter is not None and parameter.shape != x.shape[-1:]:  # asked first: a message takes its microseconds
             shape = tuple(parameter.shape)
             check_equal(f"shape of {name}", shape, "shape (D,) of the last dimension of x", (x.shape[-1],))
     if grad_out is not None:

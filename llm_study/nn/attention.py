@@ -4,10 +4,11 @@ What models vary is handed in. Norms of queries and keys are modules given to th
 positions, and how queries meet keys (causal, windowed, with soft-capped scores, against a cache), come with each call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_divides, check_equal, check_ndim
@@ -97,6 +98,8 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm, self.scale = q_norm, k_norm, scale
+        self._side_by_side: list[Tensor] = []  # the matrix of all three, and the bias if there is one
+        self._parts: list[Tensor] = []  # where each parameter of the three lies in them
 
     def forward(
         self,
@@ -146,6 +149,28 @@ class MultiHeadAttention(nn.Module):
         y: Tensor = self.o_proj(merge_heads(heads))  # (B, T, H * Dh) → (B, T, D)
         return y
 
+    def put_side_by_side(self) -> None:
+        """Store the matrices of queries, keys and values in one, column by column, so that one product reads all three.
+
+        The three layers keep their names, shapes and values, and are trained, saved and loaded as before; where no
+        gradient is asked for, :meth:`forward` makes one product instead of three. Moving the module to another device
+        or dtype takes the three apart again.
+
+        References:
+            Radford et al. (2019): GPT-2 holds one matrix for the three from the start, ``c_attn`` in its code.
+        """
+        layers = self._three()
+        if not layers or len({layer.bias is None for layer in layers}) > 1 or self._lies_side_by_side():
+            return
+        sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous().t()
+        self._side_by_side, self._parts = [weight], list(torch.split(weight, sizes))
+        if layers[0].bias is not None:
+            bias = torch.cat([layer.bias.detach() for layer in layers])
+            self._side_by_side, self._parts = [weight, bias], [*self._parts, *torch.split(bias, sizes)]
+        for parameter, part in zip(_parameters(layers), self._parts, strict=True):
+            parameter.data = part
+
     def extra_repr(self) -> str:
         """Return the sizes that ``print`` shows beside the projections.
 
@@ -155,13 +180,36 @@ class MultiHeadAttention(nn.Module):
         return f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}, d_head={self.d_head}"
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, Dh)
-        k = split_heads(self.k_proj(context), self.n_kv_heads)  # (B, K, S, Dh)
-        v = split_heads(self.v_proj(context), self.n_kv_heads)  # (B, K, S, Dh)
+        H, K = self.n_heads, self.n_kv_heads
+        if x is context and self._side_by_side and not torch.is_grad_enabled() and self._lies_side_by_side():
+            heads = split_heads(F.linear(x, *self._side_by_side), H + 2 * K)
+            q, k, v = heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
+        else:
+            q = split_heads(self.q_proj(x), H)  # (B, H, T, Dh)
+            k = split_heads(self.k_proj(context), K)  # (B, K, S, Dh)
+            v = split_heads(self.v_proj(context), K)  # (B, K, S, Dh)
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
         return q, k, v
 
+    def _three(self) -> list[nn.Linear]:
+        """Return the layers of queries, keys and values; none if one is not a plain linear layer any more."""
+        layers = [self.q_proj, self.k_proj, self.v_proj]
+        return layers if all(type(layer) is nn.Linear for layer in layers) else []
+
+    def _lies_side_by_side(self) -> bool:
+        """Whether all parameters of the three still lie where :meth:`put_side_by_side` put them."""
+        return bool(self._parts) and _places(_parameters(self._three())) == _places(self._parts)
+
     def _check(self, name: str, x: Tensor, length: str) -> None:
         check_ndim(name, x.shape, ("B", length, "D"))
         check_equal(f"width of {name}", x.shape[-1], "d_model", self.d_model)
+
+
+def _parameters(layers: Sequence[nn.Linear]) -> list[Tensor]:
+    """Return the weights of all layers, then the biases of those that have one."""
+    return [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+
+
+def _places(tensors: Sequence[Tensor]) -> list[int]:
+    return [x.data_ptr() for x in tensors]
