@@ -33,8 +33,9 @@ from llm_study.training.checkpoint import (
     set_random_state,
 )
 from llm_study.training.distributed import World, exchanging, gather, replicate, rows, sums
+from llm_study.training.progress import Progress
 
-__all__ = ["Settings", "Progress", "History", "Trainer", "next_token_loss"]
+__all__ = ["Settings", "History", "Trainer", "next_token_loss"]
 
 Batch = tuple[Tensor, ...]
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,29 +89,6 @@ class Settings:
 
 
 _LEAST = {"steps": 1, "accumulate": 1, "eval_every": 0, "patience": 1, "save_every": 0, "keep": 1}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a step has done, for whoever shows it.
-
-    Args:
-        step: number of steps that are done.
-        steps: number of steps of the run.
-        loss: loss of this step.
-        tokens: number of items that the loss of this step is the mean of, in all processes.
-        evaluation: what the evaluation after this step gave, if there was one.
-
-    Example:
-        >>> Progress(step=1, steps=10, loss=2.5, tokens=64).evaluation is None
-        True
-    """
-
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    evaluation: float | None = None
 
 
 @dataclass
@@ -175,8 +153,8 @@ class Trainer:
         model: what is trained, on the device of the world. With several processes: equal in all of them, and not yet
             wrapped; or in pieces, from :func:`llm_study.training.distributed.shard_parameters`.
         loss: ``(model, batch) → (sum, count)``, the sum of the losses of a batch, and how many they are.
-        batches: ``(B, …)`` tensors as a function of the step; their rows are split into pieces. The same step must give the same
-            batch each time, and in each process the batch of all processes.
+        batches: ``(B, …)`` tensors as a function of the step; their rows are split into pieces. The same
+            step must give the same batch each time, and in each process the batch of all processes.
         optimizer: an optimizer of the parameters of the model.
         settings: how the run goes.
         schedule: a scheduler of torch, such as ``LambdaLR``, which is told of every step.
