@@ -1,6 +1,7 @@
 """Batches as a pure function of the step: a run that is resumed reads what an undisturbed one would have read."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from llm_study.core.checks import check_at_least, check_ndim
 
-__all__ = ["windows", "windows_per_epoch", "seed_of"]
+__all__ = ["windows", "windows_per_epoch", "evaluation_windows", "seed_of"]
 
 
 def seed_of(*parts: int | str) -> int:
@@ -92,3 +93,42 @@ def _starts(n_ids: int, length: int, seed: int, epoch: int) -> Tensor:
     generator, n = torch.Generator().manual_seed(seed_of(seed, epoch)), windows_per_epoch(n_ids, length)
     first = torch.randint(n_ids - n * length, (1,), generator=generator)
     return first + length * torch.randperm(n, generator=generator)
+
+
+def evaluation_windows(texts: Sequence[Sequence[int]], *, length: int, stride: int, end: int) -> tuple[Tensor, Tensor]:
+    """Cut texts into windows such that each token is predicted once, with what stands before it in its own text.
+
+    Args:
+        texts: the ids of each text.
+        length: number ``T`` of ids in a window.
+        stride: by how much a window begins after the one before; below ``length`` windows overlap, and each token but
+            the first ones of a text has ``length - stride`` tokens before it at least.
+        end: id of the token that stands before each text, and fills short windows.
+
+    Returns:
+        ``(N, T)`` ids, and ``(N, T)`` targets: -100 where a token is predicted in another window, or there is none.
+
+    Raises:
+        ValueError: if ``stride`` is not 1 to ``length``, or all texts are empty.
+
+    Example:
+        >>> ids, targets = evaluation_windows([[1, 2, 3, 4, 5], [6]], length=4, stride=2, end=0)
+        >>> ids.tolist()
+        [[0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
+        >>> targets.tolist()
+        [[1, 2, 3, 4], [-100, -100, -100, 5], [6, -100, -100, -100]]
+    """
+    if not 1 <= stride <= length:
+        raise ValueError(f"stride is {stride}, expected 1 to {length}, the length of a window")
+    inputs, targets = [], []
+    for text in texts:
+        row, done = [end, *text], 0
+        while done < len(text):
+            stop = min(max(done + stride, length), len(text))
+            start, fill = max(stop - length, 0), length - min(length, stop)
+            inputs.append([*row[start:stop], *[end] * fill])
+            targets.append([*[-100] * (done - start), *text[done:stop], *[-100] * fill])
+            done = stop
+    if not inputs:
+        raise ValueError(f"the {len(texts)} texts to evaluate on have 0 tokens, expected at least 1")
+    return torch.tensor(inputs), torch.tensor(targets)

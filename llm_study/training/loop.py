@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from llm_study.core.checks import check_at_least
+from llm_study.optim.stability import clip_grad_norm
 from llm_study.training.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -32,7 +33,7 @@ from llm_study.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from llm_study.training.distributed import World, exchanging, gather, replicate, rows, sums
+from llm_study.training.distributed import World, exchanging, gather, replicate, rows, sums, whole
 from llm_study.training.progress import Progress
 
 __all__ = ["Settings", "History", "Trainer", "next_token_loss"]
@@ -220,17 +221,15 @@ class Trainer:
             The loss, the mean over all items of the batch, in all processes, before the update.
 
         Raises:
-            ValueError: if the number of pieces times that of processes does not divide the rows of the batch, or the
-                loss is not finite; then the parameters are as they were before the step.
+            ValueError: if the number of pieces times that of processes does not divide the rows of the batch, or loss
+                or gradient is not finite; then the parameters are as they were before the step.
         """
         self.model.train()
         batch = self.batches(len(self.history.losses))
         total, count = sums(self._gradients(rows(batch, self.world.rank, self.world.size)), self.world)
         loss = total / max(count, 1)
         if not math.isfinite(loss):
-            self.optimizer.zero_grad()
-            at = f"the loss of step {len(self.history.losses) + 1} is {loss}"
-            raise ValueError(f"{at}: lower the learning rate, or clip more; the parameters are as before this step")
+            raise self._failed(f"the loss is {loss}")
         self._update(self.world.size / max(count, 1))
         self.history.losses.append(loss)
         self._count = int(count)
@@ -254,12 +253,19 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+            norm = whole(clip_grad_norm(parameters, self.settings.clip))
+            if not self._scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step by itself
+                raise self._failed(f"the norm of the gradient is {float(norm)}")
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()
         if self.schedule is not None:
             self.schedule.step()
+
+    def _failed(self, what: str) -> ValueError:
+        self.optimizer.zero_grad()
+        at = f"step {len(self.history.losses) + 1}: {what}"
+        return ValueError(f"{at}; the parameters are as before this step: lower the learning rate, or clip more")
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.settings.precision]
