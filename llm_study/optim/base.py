@@ -141,3 +141,11 @@ class GroupedOptimizer(Optimizer):
         """Count a step in the state of a parameter, and return which one it is, from 1."""
         state["step"] = int(state.get("step", 0)) + 1  # a state of torch's own optimizers holds a tensor
         return int(state["step"])
+
+    @staticmethod
+    def _buffers(state: dict[str, Any], like: Tensor, *names: str) -> list[Tensor]:
+        """Return tensors of the state of a parameter, zeros at first."""
+        for name in names:
+            if name not in state:
+                state[name] = torch.zeros_like(like)
+        return [state[name] for name in names]

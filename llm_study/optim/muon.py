@@ -205,9 +205,7 @@ class Muon(GroupedOptimizer):
             raise ValueError(f"a parameter has shape {tuple(p.shape)}, expected a matrix (M, N): give it to AdamW")
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        b = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+        b = self._buffers(state, p, "momentum_buffer")[0].lerp_(grad, 1 - group["momentum"])
         direction = newton_schulz(
             grad.lerp(b, group["momentum"]) if group["nesterov"] else b,
             steps=group["ns_steps"],
