@@ -106,7 +106,10 @@ def test_what_a_killed_process_left_is_removed_and_never_read(tmp_path: Path) ->
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda p: os.truncate(p / "model.safetensors", 20), r"model.safetensors: cut short: has 20 bytes"),
     "empty": (lambda p: os.truncate(p / "history.safetensors", 0), r"history.safetensors: cut short: has 0 bytes"),
-    "longer": (lambda p: (p / "model.safetensors").open("ab").write(b"x"), r"model.safetensors: changed: has \d+ bytes"),
+    "longer": (
+        lambda p: (p / "model.safetensors").open("ab").write(b"x"),
+        r"model.safetensors: changed: has \d+ bytes",
+    ),
     "a byte": (
         lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-1] + b"\x01"),
         r"model.safetensors: changed: its sha256 is",
@@ -129,7 +132,7 @@ def test_a_damaged_checkpoint_is_told_with_the_way_out(tmp_path: Path, how: str)
     assert str(error.value).endswith(f"; remove the folder {bad} to go on from step-00000001")
     assert C.load_checkpoint(before).step == 1
     shutil.rmtree(before)
-    with pytest.raises((ValueError, FileNotFoundError), match="to begin again$"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"to begin again$"):
         C.load_checkpoint(bad)
 
 

@@ -20,7 +20,9 @@ V, T, B = 11, 5, 12
 
 def model(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(V, 8), nn.Dropout(dropout), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, V)).to(dtype)
+    return nn.Sequential(nn.Embedding(V, 8), nn.Dropout(dropout), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, V)).to(
+        dtype
+    )
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +74,7 @@ def test_pieces_of_any_size_give_the_step_of_the_whole_batch(accumulate: int, cl
 
 def test_a_mean_of_means_would_be_another_loss() -> None:
     """So the test above would see it."""
-    ids, targets = batch(0)
+    _, targets = batch(0)
     counts = [(targets[i::3] >= 0).sum().item() for i in range(3)]
     assert len(set(counts)) == 3
 
@@ -157,7 +159,10 @@ def test_a_run_stops_when_evaluations_get_no_better(tmp_path: Path) -> None:
 
     def make() -> Trainer:
         net = model()
-        evaluate = lambda m: values[len(run.history.losses) - 1]
+
+        def evaluate(_: nn.Module) -> float:
+            return values[len(run.history.losses) - 1]
+
         run = trainer(net, eval_every=1, patience=2, evaluate=evaluate, folder=tmp_path)
         return run
 
@@ -175,14 +180,14 @@ def test_evaluations_since_the_best() -> None:
         assert History([], list(enumerate(values))).since_best() == expected
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The process ends here."""
 
 
 def killed_at(step: int) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         if progress.step == step:
-            raise Killed
+            raise KilledError
 
     return report
 
@@ -195,7 +200,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_losses(tmp_path: Path, step: int
     whole = model(0.3, torch.float32)
     expected = trainer(whole, **options).run()
     net = model(0.3, torch.float32)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trainer(net, folder=tmp_path, report=killed_at(step), **options).run()
     net = model(0.3, torch.float32)
     torch.manual_seed(123)  # what the new process drew before
