@@ -5,8 +5,8 @@ takes about a quarter of an hour on two cores. A run that was stopped goes on wh
 checkpoints lie in build/book_model. ``--steps 20`` tries everything out; the record then says so.
 
 The text is stored in docs/data/book_corpus.json.xz, so that nobody needs the history of the repository: the pages in
-Chinese, and the messages of the English catalogs, each page a text of its own. ``--corpus`` makes it anew, from the
-commit that is checked out. Every tenth page is held out, in both languages: code and formulas are the same in both.
+Chinese, and the messages of the English catalogs, each page a text of its own. ``--corpus COMMIT`` makes it anew. Every
+tenth page is held out, in both languages: code and formulas are the same in both.
 """
 
 import argparse
@@ -63,9 +63,9 @@ def pages(commit: str) -> dict[str, str]:
     return {name: text for name, text in sorted(found.items()) if len(text.encode()) >= SHORTEST}
 
 
-def make_corpus() -> None:
-    """Store the pages of the commit that is checked out."""
-    commit = git("rev-parse", "HEAD").strip()
+def make_corpus(commit: str) -> None:
+    """Store the pages of a commit."""
+    commit = git("rev-parse", commit).strip()
     raw = json.dumps({"commit": commit, "pages": pages(commit)}, ensure_ascii=False, indent=0).encode()
     CORPUS.write_bytes(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
 
@@ -192,10 +192,10 @@ def main() -> None:
     """Train, or go on with training; compare; write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="fewer, to try it out (default: %(default)s)")
-    parser.add_argument("--corpus", action="store_true", help="store the pages of this commit, and do nothing else")
+    parser.add_argument("--corpus", metavar="COMMIT", help="store the pages of a commit, and do nothing else")
     arguments = parser.parse_args()
     if arguments.corpus:
-        make_corpus()
+        make_corpus(arguments.corpus)
         return
     commit, texts = read_corpus()
     folder = ROOT / "build/book_model" / f"{arguments.steps}-steps"

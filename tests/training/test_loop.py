@@ -75,8 +75,8 @@ def test_pieces_of_any_size_give_the_step_of_the_whole_batch(accumulate: int, cl
 def test_a_mean_of_means_would_be_another_loss() -> None:
     """So the test above would see it."""
     _, targets = batch(0)
-    counts = [(targets[i::3] >= 0).sum().item() for i in range(3)]
-    assert len(set(counts)) == 3
+    counts = [int((targets[4 * i : 4 * i + 4] >= 0).sum()) for i in range(3)]
+    assert max(counts) > 1.2 * min(counts)
 
 
 def test_a_batch_that_cannot_be_split_is_told() -> None:
