@@ -1371,7 +1371,8 @@ def _by_step(
 
 def _batches(tensors: list[tuple[Tensor, ...]]) -> Iterator[list[list[Tensor]]]:
     """Yield lists of parameters, of gradients, …; on a CPU cut up and put together so that a batch fits in a cache."""
-    if any(part.device.type != "cpu" for parts in tensors for part in parts):
+    plain = (Tensor, torch.nn.Parameter)  # a tensor of which each process holds a piece cannot be cut up further
+    if any(part.device.type != "cpu" or type(part) not in plain for parts in tensors for part in parts):
         yield [list(column) for column in zip(*tensors, strict=True)]
         return
     batch: list[tuple[Tensor, ...]] = []

@@ -8,7 +8,7 @@ clips gradients, calls for evaluations, stops when they no longer get better, an
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -328,7 +328,11 @@ class Trainer:
         if self.folder is None:
             raise ValueError("folder is None, expected where checkpoints are to lie")
         optimizer, rest = optimizer_to_parts(self.optimizer)
-        random = {f"{i}.{device}": x for device, own in random_state().items() for i, x in self._all(own)}
+        random = {
+            f"{rank}.{device}": x
+            for device, own in random_state().items()
+            for rank, x in enumerate(gather(own, self.world))
+        }
         losses = torch.tensor(self.history.losses, dtype=torch.float64)
         parameters = model_tensors(self.model)
         groups = {"model": parameters, "optimizer": optimizer, "random": random, "history": {"losses": losses}}
@@ -369,9 +373,6 @@ class Trainer:
         evaluations = [(int(step), float(value)) for step, value in state["evaluations"]]
         self.history = History(tensors["history"]["losses"].tolist(), evaluations, state["seconds"])
         return True
-
-    def _all(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        yield from enumerate(gather(x, self.world))
 
     def _run(self) -> dict[str, Any]:
         """Return everything that the losses depend on, as far as it is known here, as JSON."""

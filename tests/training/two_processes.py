@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from llm_study.core.config import LlamaConfig
 from llm_study.models.llama import LlamaForCausalLM
+from llm_study.optim import first_order
+from llm_study.optim.first_order import AdamW
 from llm_study.training.checkpoint import model_tensors
 from llm_study.training.distributed import World, connect, shard_parameters
 from llm_study.training.loop import Settings, Trainer, next_token_loss
@@ -41,7 +43,7 @@ def trainer(world: World, *, fsdp: bool = False, **options: Any) -> Trainer:
         total, count = next_token_loss(m, batch(99))
         return float(total / count)
 
-    optimizer = torch.optim.AdamW(net.parameters(), 0.02)
+    optimizer = AdamW(net.parameters(), 0.02)
     names = ("accumulate", "save_every")
     settings = Settings(
         steps=STEPS, clip=0.5, eval_every=3, **{name: options.pop(name) for name in names if name in options}
@@ -80,6 +82,7 @@ def scenarios(world: World, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    first_order.CACHED = 64  # so that the optimizer cuts up large parameters, unless they lie in pieces already
     with connect() as the_world:
         outcome = scenarios(the_world, Path(sys.argv[1]))
         if the_world.rank == 0:
