@@ -67,7 +67,7 @@ def windows(ids: Tensor, *, length: int, batch_size: int, seed: int, step: int) 
         step: number of the step, from 0.
 
     Returns:
-        ``(B, T)`` ids, and ``(B, T)`` targets: the id that follows each of them.
+        ``(B, T)`` ids, and ``(B, T)`` targets, which are the ids that follow them.
 
     Raises:
         ValueError: if ``ids`` has more than one dimension or is too short, a size is below 1, or ``step`` is negative.
@@ -106,7 +106,7 @@ def evaluation_windows(texts: Sequence[Sequence[int]], *, length: int, stride: i
         end: id of the token that stands before each text, and fills short windows.
 
     Returns:
-        ``(N, T)`` ids, and ``(N, T)`` targets: -100 where a token is predicted in another window, or there is none.
+        ``(N, T)`` ids, and ``(N, T)`` targets, -100 where a token is predicted in another window or there is none.
 
     Raises:
         ValueError: if ``stride`` is not 1 to ``length``, or all texts are empty.

@@ -361,9 +361,9 @@ def optimizer_from_parts(
     """
     parameters = _parameters(optimizer)
     state: dict[int, dict[str, Any]] = {int(number): dict(plain) for number, plain in rest["state"].items()}
-    for name, x in tensors.items():
+    for name in sorted(tensors):  # in the same order in all processes: they share out the pieces together
         number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = in_pieces(x, parameters[int(number)])
+        state.setdefault(int(number), {})[key] = in_pieces(tensors[name], parameters[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
 
 

@@ -59,7 +59,7 @@ def connect() -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.
 
     Yields:
-        The world of this process: of size 1 if torchrun did not start it. The device is the GPU whose number torchrun
+        The world of this process, of size 1 if torchrun did not start it. The device is the GPU whose number torchrun
         gives to this process on its machine, the first one without torchrun, and the CPU where there is none.
 
     Example:
