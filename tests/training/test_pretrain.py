@@ -199,7 +199,10 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "text.txt: there is no such file or folder": (lambda p: (p / "text.txt").unlink(), {}),
     "text.txt: holds no text: 1 file, all empty": (lambda p: (p / "text.txt").write_text(" \n"), {}),
     "text.txt: byte 0xFF at 3 is no UTF-8": (lambda p: (p / "text.txt").write_bytes(b"abc\xff"), {}),
-    "tokens, expected at least 17, length and one more: use": (lambda p: (p / "text.txt").write_text("abc\ndef\n"), {}),
+    "tokens, expected at least 17, length and one more: use": (
+        lambda p: (p / "text.txt").write_text("abc\ndef\nghi\njkl\n"),
+        {},
+    ),
     "run.toml: there is no setting 'lenght', expected some of accumulate, batch_size": (
         lambda p: (p / "run.toml").write_text("lenght = 3"),
         {},
@@ -300,7 +303,8 @@ def test_the_tokenizer_is_that_of_byte_level_bpe() -> None:
 
 
 def test_texts_are_joined_with_an_end_before_between_and_after() -> None:
-    run = Pretraining(Corpus(["one two three four", "five six seven eight"], ["nine"]), TINY)
+    config = PretrainConfig(**{**SIZES, "steps": 1, "length": 4})
+    run = Pretraining(Corpus(["one two three four", "five six seven eight"], ["nine"]), config)
     end = run.tokenizer.special_tokens[END]
     assert (run.ids == end).nonzero().flatten().tolist() == [
         0,
