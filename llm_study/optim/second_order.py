@@ -483,7 +483,8 @@ class SOAP(GroupedOptimizer):
             slices = grad.mT if i else grad
             state[f"total_{i}"].lerp_(slices @ slices.mT, 1 - beta2)
             if step % group["precondition_frequency"] == 0:
-                state[f"basis_{i}"] = torch.linalg.qr(state[f"total_{i}"] @ state[f"basis_{i}"])[0]
+                turned = torch.linalg.qr(state[f"total_{i}"] @ state[f"basis_{i}"])[0]
+                state[f"basis_{i}"] = turned.contiguous()  # safetensors takes no other
 
     @staticmethod
     def _begin(grad: Tensor, state: dict[str, Any], sides: list[int], beta: float) -> None:
