@@ -346,6 +346,7 @@ class Trainer:
         }
         if self.world.rank == 0:
             save_checkpoint(self.folder, Checkpoint(len(losses), groups, state), keep=self.settings.keep)
+        sums([0.0], self.world)  # nobody goes on, and perhaps reads the folder, before it is written
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint in the folder, as if the run had never stopped.

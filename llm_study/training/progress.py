@@ -80,7 +80,7 @@ class ProgressBar:
             return
         if progress.evaluation is not None:
             self._draw(self._line(progress) + "\n")
-        self._draw(f"{_bar(progress.step / progress.steps)} {self._line(progress)}")
+        self._draw(_with_bar(self._line(progress), progress.step / progress.steps))
         if last:
             self.close()
 
@@ -109,9 +109,11 @@ class ProgressBar:
         self._drawn = 0 if text.endswith("\n") else len(text.rstrip()) - 1
 
 
-def _bar(share: float) -> str:
-    full = round(WIDTH * share)
-    return f"[{'=' * full}{' ' * (WIDTH - full)}]"
+def _with_bar(line: str, share: float) -> str:
+    """Put a bar before a line, as wide as the terminal has room for."""
+    width = min(WIDTH, shutil.get_terminal_size().columns - len(line) - 4)
+    full = round(width * share)
+    return f"[{'=' * full}{' ' * (width - full)}] {line}" if width > 0 else line
 
 
 def _clock_time(seconds: int) -> str:

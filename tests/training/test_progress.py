@@ -3,6 +3,8 @@
 import io
 from collections.abc import Iterator
 
+import pytest
+
 from llm_study.training.progress import Progress, ProgressBar
 
 
@@ -36,7 +38,8 @@ def test_speed_is_that_of_the_last_steps() -> None:
     assert log.getvalue().splitlines()[-1].endswith("50 tokens/s, 2:44:11 left")
 
 
-def test_a_terminal_gets_one_line_that_is_drawn_again() -> None:
+def test_a_terminal_gets_one_line_that_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     screen = Terminal()
     bar = ProgressBar(screen, clock=clock(0, 1, 1.05, 2, 3))
     bar(Progress(1, 4, loss=10.0, tokens=1_000_000))
@@ -47,7 +50,7 @@ def test_a_terminal_gets_one_line_that_is_drawn_again() -> None:
     text = screen.getvalue()
     assert "step 2" not in text
     assert text.count("\n") == 2
-    assert text.startswith("\r[======                  ] step 1 of 4, loss 10.0000")
+    assert text.startswith("\r[=====               ] step 1 of 4, loss 10.0000, 1,000,000 tokens/s, 0:03 left\r")
     kept = text.split("\n")[0].split("\r")[-1]
     assert kept.startswith("step 3 of 4, loss 1.0000, evaluation 0.5000")
     assert text.endswith("0:00 left\n")
