@@ -44,7 +44,7 @@ class ProgressBar:
     line is written every ten seconds, for each evaluation and at the end.
 
     Args:
-        stream: where to. Default: standard error.
+        stream: where to. Default: ``sys.stderr``.
         clock: what time it is, in seconds.
         every: seconds between two lines where there is no terminal.
 
