@@ -255,9 +255,61 @@ def show_piece(text: str) -> None:
     print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
 
+# --- train
+
+
+def add_train(commands: Any) -> None:
+    """Add the command that makes a model from text."""
+    text = "Train a tokenizer and a small model of Llama's architecture on a text. "
+    text += "Checkpoints are written as it goes: the same command again goes on from the last one."
+    note = "With several processes: torchrun --nproc-per-node 2 -m llm_study train …"
+    parser = commands.add_parser("train", help="train a model on a text", description=text, epilog=note)
+    add = parser.add_argument
+    text_help = "a text in UTF-8, or a folder whose files in .txt, .md and .rst are read, also those in folders below"
+    add("--text", type=Path, required=True, metavar="FILE|FOLDER", help=text_help)
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoints go, and the model at the end")
+    add("--steps", type=int, metavar="N", help="number of steps (default: 1000, or what the file of settings says)")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the weights and of the order of the text (default: 0, or as above)",
+    )
+    add("--config", type=Path, metavar="FILE", help="settings in TOML, named as in llm_study.training.pretrain")
+    parser.set_defaults(run=train)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train, or go on with training, and write the model."""
+    from llm_study.data.texts import read_texts, split_texts
+    from llm_study.training.distributed import connect
+    from llm_study.training.pretrain import PretrainConfig, Pretraining
+    from llm_study.training.progress import ProgressBar
+
+    options = {name: getattr(arguments, name) for name in ("steps", "seed")}
+    options = {name: value for name, value in options.items() if value is not None}
+    config = PretrainConfig(**options)
+    if arguments.config is not None:
+        config = PretrainConfig.from_toml(arguments.config, **options)
+    corpus = split_texts(read_texts(arguments.text), config.held_out)
+    with connect() as world:
+        run = Pretraining(corpus, config, folder=arguments.out, world=world)
+        resumed = run.trainer.resume()
+        if world.rank == 0:
+            print(run.describe(resumed=resumed), file=sys.stderr, flush=True)
+        run.trainer.report = bar = ProgressBar()
+        try:
+            run.trainer.run()
+        finally:
+            bar.close()
+        run.save()
+        if world.rank == 0:
+            print(run.summary())
+
+
 # --- all commands
 
-COMMANDS: tuple[Callable[[Any], None], ...] = (add_params, add_generate)
+COMMANDS: tuple[Callable[[Any], None], ...] = (add_params, add_generate, add_train)
 BROKEN_PIPE, INTERRUPTED = 141, 130
 """Exit status of a program that a signal ended, 128 and its number, as shells count."""
 

@@ -1,10 +1,14 @@
-"""A training step of GPT-2, ours against that of transformers: 6 layers, width 384, batch 4, length 128, float32.
+"""Training steps. GPT-2, ours against that of transformers: 6 layers, width 384, batch 4, length 128, float32.
 
 Both start from the same weights, see the same ids, have the same loss, that of the next token, and take a step of fused
 AdamW; there is no dropout. Transformers uses its default attention (SDPA) and gets labels that are shifted already, so
 that it need not copy them. Ours hands the hidden states and the matrix of the head to PyTorch's linear_cross_entropy,
 which makes the gradient of the logits where the logits were, instead of beside them. The ratio is that of the fastest
 steps out of many that take turns.
+
+The second part is a step of our loop on the model that ``python -m llm_study train`` makes by default: against the same
+step without the loop, and against the time that its FLOPs would take if all of them were products of large square
+matrices, which is the arithmetic limit of the machine. The share of this limit and the tokens per second are printed.
 """
 
 import os
@@ -22,10 +26,16 @@ from transformers import GPT2Config as PeerConfig
 from transformers import GPT2LMHeadModel
 
 from llm_study.core.config import GPT2Config
+from llm_study.core.roofline import training_flops
 from llm_study.models.gpt2 import GPT2ForCausalLM
+from llm_study.models.llama import LlamaForCausalLM
+from llm_study.optim.first_order import AdamW
+from llm_study.training.loop import Settings, Trainer, next_token_loss
+from llm_study.training.pretrain import PretrainConfig
 from tests.bench.timing import Row, fastest, row, show
 
 BATCH, LENGTH, VOCABULARY = 4, 128, 8192
+SQUARE = 1024  # side of the matrices that tell the arithmetic limit
 
 
 def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], float]:
@@ -42,8 +52,42 @@ def stepper(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callabl
     return step
 
 
+def loop() -> list[Row]:
+    """Measure a step of the loop, the same step by hand, and products of square matrices."""
+    config = PretrainConfig(batch_size=4)
+    sizes = config.model(config.vocab_size)
+    ids = torch.randint(config.vocab_size, (config.batch_size, config.length + 1))
+    batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    model, bare = LlamaForCausalLM(sizes).train(), LlamaForCausalLM(sizes).train()
+    bare.load_state_dict(model.state_dict())
+    trainer = Trainer(
+        model, next_token_loss, lambda step: batch, AdamW(model.parameters(), 1e-4), settings=Settings(steps=10**6)
+    )
+    optimizer = AdamW(bare.parameters(), 1e-4)
+
+    def by_hand() -> float:
+        loss = F.cross_entropy(bare(batch[0]).flatten(0, 1), batch[1].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    torch.testing.assert_close(trainer.step(), by_hand(), rtol=1e-5, atol=0.0)
+    a, b = torch.randn(2, SQUARE, SQUARE)
+    best = fastest({"loop": trainer.step, "by hand": by_hand, "product": lambda: a @ b}, rounds=20)
+    flops = training_flops(sizes.transformer(), config.length, batch=config.batch_size, causal=True).total
+    limit = best["product"] * flops / (2 * SQUARE**3)
+    tokens = config.batch_size * config.length
+    print(f"our loop: {1e3 * tokens / best['loop']:,.0f} tokens/s, {limit / best['loop']:.0%} of the arithmetic limit")
+    return [
+        row("training step of our loop / by hand", best["loop"], best["by hand"], 1.05),
+        row("training step of our loop / arithmetic limit", best["loop"], limit, 4.0),
+    ]
+
+
 def main() -> list[Row]:
-    """Measure, print and return the row; the first losses must agree."""
+    """Measure, print and return the rows; the first losses must agree."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 384, "n_layer": 6, "n_head": 6}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -67,7 +111,7 @@ def main() -> list[Row]:
 
     torch.testing.assert_close(our_loss(), peer_loss(), rtol=1e-5, atol=0)
     best = fastest({"ours": stepper(ours, our_loss), "transformers": stepper(peer, peer_loss)}, rounds=100)
-    rows = [row("training step of GPT-2 / transformers", best["ours"], best["transformers"], 0.9)]
+    rows = [row("training step of GPT-2 / transformers", best["ours"], best["transformers"], 0.9), *loop()]
     show(rows)
     return rows
 
