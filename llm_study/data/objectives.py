@@ -245,7 +245,8 @@ def span_counts(length: int, *, rate: float = 0.15, mean_length: float = 3.0) ->
         ValueError: if ``length`` is below 2, ``rate`` not in (0, 1), or ``mean_length`` below 1.
 
     References:
-        Raffel et al. (2020), arXiv:1910.10683, section 3.3.4, with the rounding of its code.
+        Raffel et al. (2020), arXiv:1910.10683, section 3.3.4. Its code rounds products in float32, where ours are in
+        float64: at a few lengths the two differ by one token.
 
     Example:
         >>> span_counts(512)
