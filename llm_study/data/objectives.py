@@ -338,7 +338,7 @@ def corrupt_spans(ids: Tensor, cut: Tensor, *, sentinels: Sequence[int], eos_id:
 
     Raises:
         ValueError: if the text is empty, ``cut`` has another shape or is not boolean, there are fewer sentinels than
-            the spans need, a sentinel stands twice or is in the text.
+            the spans need, a sentinel stands twice, is in the text or is ``eos_id``.
 
     References:
         Raffel et al. (2020), arXiv:1910.10683, section 3.1.4 and figure 2.
@@ -357,7 +357,7 @@ def corrupt_spans(ids: Tensor, cut: Tensor, *, sentinels: Sequence[int], eos_id:
     check_equal("shape of cut", tuple(cut.shape), "shape of ids", tuple(ids.shape))
     needed = int(_starts(cut).sum()) + int(not cut[-1])
     check_at_least("number of sentinels", len(sentinels), needed, hint=f"the target needs {needed}")
-    marks = _sentinels(sentinels, ids)
+    marks = _sentinels(sentinels, ids, eos_id)
     inputs = _mark_runs(ids, cut, marks)
     lead = int(cut[0])  # a text that begins with a span: its target begins with a sentinel all the same
     targets = torch.cat([marks[:lead], _mark_runs(ids, ~cut, marks[lead:])])
@@ -372,7 +372,7 @@ def restore_spans(ids: Tensor, targets: Tensor, *, sentinels: Sequence[int], eos
         ids: ``(T,)`` input with sentinels.
         targets: ``(U,)`` sentinels, each followed by the tokens of its gap.
         sentinels: ids that mark the gaps.
-        eos_id: token that ends input and target, and is left out. Default: none.
+        eos_id: token that is left out where it ends input or target. Default: none.
 
     Returns:
         ``(N,)`` the text. A gap of which the target says nothing stays empty.
@@ -384,15 +384,16 @@ def restore_spans(ids: Tensor, targets: Tensor, *, sentinels: Sequence[int], eos
         >>> restore_spans(torch.tensor([1, 99, 4]), torch.tensor([99, 2, 3, 98]), sentinels=[99, 98]).tolist()
         [1, 2, 3, 4]
     """
+    text, said = (side[:-1] if side and side[-1] == eos_id else side for side in (ids.tolist(), targets.tolist()))
+    if said and said[0] not in sentinels:
+        raise ValueError(f"the target begins with {said[0]}, expected one of the sentinels {list(sentinels)}")
     gaps: dict[int, list[int]] = {}
-    for token in targets.tolist():
+    for token in said:
         if token in sentinels:
             gap = gaps.setdefault(token, [])
-        elif token != eos_id:
-            if not gaps:
-                raise ValueError(f"the target begins with {token}, expected one of the sentinels {list(sentinels)}")
+        else:
             gap.append(token)
-    pieces = [gaps.get(token, []) if token in sentinels else [token] for token in ids.tolist() if token != eos_id]
+    pieces = [gaps.get(token, []) if token in sentinels else [token] for token in text]
     return ids.new_tensor([token for piece in pieces for token in piece])
 
 
@@ -420,7 +421,7 @@ def span_corruption(
 
     Raises:
         ValueError: if there are fewer than two tokens, ``rate`` is not in (0, 1), ``mean_length`` below 1, there are
-            fewer sentinels than spans, a sentinel stands twice or is in the text.
+            fewer sentinels than spans, a sentinel stands twice, is in the text or is ``eos_id``.
 
     References:
         Raffel et al. (2020), arXiv:1910.10683, sections 3.1.4 and 3.3.4.
@@ -851,9 +852,11 @@ def _mark_runs(ids: Tensor, runs: Tensor, marks: Tensor) -> Tensor:
     return out[first | ~runs]
 
 
-def _sentinels(sentinels: Sequence[int], ids: Tensor) -> Tensor:
+def _sentinels(sentinels: Sequence[int], ids: Tensor, eos_id: int | None) -> Tensor:
     """Return the sentinels as a tensor, once it is sure that they can be told apart."""
     marks = ids.new_tensor(sentinels)
+    if eos_id in sentinels:
+        raise ValueError(f"eos_id is {eos_id}, one of the sentinels: take another id")
     check_equal("number of sentinels", len(sentinels), "number of different sentinels", len(set(sentinels)))
     if torch.isin(ids, marks).any():
         raise ValueError(f"the text holds {int(ids[torch.isin(ids, marks)][0])}, one of the sentinels")
