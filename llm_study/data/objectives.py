@@ -726,7 +726,7 @@ UL2_DENOISERS = (
     Denoiser(mode="X", rate=0.15, mean_length=64.0),
     Denoiser(mode="X", rate=0.5, mean_length=64.0),
 )
-"""The seven denoisers of UL2 (Tay et al., 2022, arXiv:2205.05131, table 1)."""
+"""The seven denoisers of UL2 (Tay et al., 2022, section 3.1)."""
 
 
 def denoise(

@@ -282,15 +282,15 @@ def test_ul2_restores_and_says_its_mode(seed: int, length: int) -> None:
 
 
 def test_ul2_draws_its_seven_tasks_evenly() -> None:
-    ids, source = torch.arange(5, 261), generator()
+    ids, source, sentinels = torch.arange(5, 1005), generator(), range(3000, 2700, -1)
     tasks = {}  # mode, length of the target, so many sentinels → probability
     for denoiser in O.UL2_DENOISERS:
-        noise, spans = O.span_counts(256, rate=denoiser.rate, mean_length=denoiser.mean_length or 64)
+        noise, spans = O.span_counts(1000, rate=denoiser.rate, mean_length=denoiser.mean_length or 250)
         tasks[MODES[denoiser.mode], noise + spans] = 1 / 7
     assert len(tasks) == 7
     counts: Counter[tuple[int, int]] = Counter()
     for _ in range(3_000):
-        pair = O.ul2(ids, sentinels=SENTINELS, modes=MODES, generator=source)
+        pair = O.ul2(ids, sentinels=sentinels, modes=MODES, generator=source)
         counts[int(pair.ids[0]), len(pair.targets)] += 1
     assert_distribution(counts, tasks)
 
