@@ -127,12 +127,12 @@ def spans(plt: Any, _: Translate) -> Any:
     axes[0].plot(lengths, counts / (100 * 100), "o", color=SCORED, markersize=4)
     axes[0].plot(lengths, 0.85 * 0.15 ** (lengths - 1), color=OTHER, linestyle="--", label=_("逐个独立"))
     axes[0].set(xlabel=_("片段的长度"), ylabel=_("概率"), ylim=(-0.03, 0.9))
-    r = torch.linspace(0.02, 0.9, 100)
+    r = torch.linspace(0.02, 0.6, 100)
     axes[1].plot(r, r + r / 3, color=SCORED, label=_("目标，平均 3"))
     axes[1].plot(r, r + r * (1 - r), color=OTHER, linestyle="--", label=_("目标，逐个独立"))
     axes[1].plot(r, 1 - r + r / 3, color=THIRD, linestyle="-.", label=_("输入，平均 3"))
     axes[1].axvline(0.15, color=NEUTRAL, linewidth=1, linestyle=":")
-    axes[1].set(xlabel=_("剪掉的比例 r"), ylabel=_("占原文的比例"), ylim=(0, 1.25))
+    axes[1].set(xlabel=_("剪掉的比例 r"), ylabel=_("占原文的比例"), ylim=(0, 1.05))
     for ax in axes:
         ax.legend(fontsize=8)
     return fig
