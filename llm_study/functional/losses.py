@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_study.core.checks import check_at_least, check_equal
+from llm_study.core.checks import check_at_least, check_boolean, check_equal, check_ndim
 
 __all__ = [
     "token_logp_reference",
@@ -21,10 +21,23 @@ __all__ = [
     "cross_entropy",
     "linear_cross_entropy_reference",
     "linear_cross_entropy",
+    "label_smoothing_loss_reference",
+    "label_smoothing_loss",
+    "z_loss_reference",
+    "z_loss",
+    "focal_loss_reference",
+    "focal_loss",
+    "unlikelihood_loss_reference",
+    "unlikelihood_loss",
+    "repeated_tokens",
+    "multi_token_prediction_loss_reference",
+    "multi_token_prediction_loss",
+    "token_mean",
+    "sequence_mean",
 ]
 
 IGNORE_INDEX = -100
-BLOCK = {"cpu": 2**16, "other": 2**26}  # logits worked on at a time: a core's cache holds 256 KiB; a GPU wants many
+BLOCK = {"cpu": 2**17, "other": 2**26}  # logits worked on at a time: a core's cache holds 512 KiB; a GPU wants many
 
 
 def token_logp_reference(logits: Tensor, ids: Tensor) -> Tensor:
@@ -229,6 +242,445 @@ def linear_cross_entropy(
     return apply(x[counted], weight, targets[counted].long(), chunk).to(x.dtype)
 
 
+def label_smoothing_loss_reference(
+    logits: Tensor, targets: Tensor, *, epsilon: float = 0.1, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Cross-entropy against smoothed targets, written as its equation; :func:`label_smoothing_loss` is the fast twin.
+
+    .. math:: \ell = -\sum_v q_v \ln p_v, \qquad q = (1 - \varepsilon)\, e_y + \tfrac{\varepsilon}{V} \mathbf{1}
+
+    Args:
+        logits: ``(…, V)`` logits.
+        targets: ``(…)`` the id that should come at each place, or ``ignore_index``.
+        epsilon: the share of the probability that is spread evenly over the vocabulary, from 0 to 1.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``()`` the average in nats, in the dtype of ``logits``; 0 where no target counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, a target that counts is no integer from 0 to ``V - 1``, or
+            ``epsilon`` is not from 0 to 1.
+
+    References:
+        Szegedy et al. (2016), arXiv:1512.00567, section 7.
+
+    Example:
+        >>> label_smoothing_loss_reference(torch.zeros(1, 4), torch.tensor([2]), epsilon=0.3).item()  # always ln 4
+        1.386294...
+    """
+    _check_share("epsilon", epsilon)
+    counted = _counted(logits, targets, ignore_index)
+    logp, V = _widen(logits)[counted].log_softmax(dim=-1), logits.shape[-1]  # (N, V)
+    q = torch.full_like(logp, epsilon / V)
+    q.scatter_(-1, targets[counted].long()[:, None], 1 - epsilon + epsilon / V)
+    return (-(q * logp).sum() / max(1, len(logp))).to(logits.dtype)
+
+
+def label_smoothing_loss(
+    logits: Tensor, targets: Tensor, *, epsilon: float = 0.1, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Cross-entropy against targets that keep a share for the whole vocabulary.
+
+    .. math::
+
+        \ell = -\sum_v q_v \ln p_v = \operatorname{lse}(z) - (1 - \varepsilon)\, z_y - \frac{\varepsilon}{V} \sum_v z_v,
+        \qquad q = (1 - \varepsilon)\, e_y + \tfrac{\varepsilon}{V} \mathbf{1}
+
+    The right side needs the smoothed targets no more than the log-probabilities.
+
+    Args:
+        logits: ``(…, V)`` logits; where one is infinite, so is the loss.
+        targets: ``(…)`` the id that should come at each place, or ``ignore_index``.
+        epsilon: the share of the probability that is spread evenly over the vocabulary, from 0 to 1.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``()`` the average in nats, in the dtype of ``logits``; 0, with a gradient of 0, where no target counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, a target that counts is no integer from 0 to ``V - 1``, or
+            ``epsilon`` is not from 0 to 1.
+
+    Cost: two passes over the logits; memory as :func:`token_logp`.
+
+    References:
+        Szegedy et al. (2016), arXiv:1512.00567, section 7.
+
+    Example:
+        >>> label_smoothing_loss(torch.zeros(1, 4), torch.tensor([2]), epsilon=0.3).item()  # ln 4, whatever epsilon
+        1.386294...
+    """
+    _check_share("epsilon", epsilon)
+    counted = _counted(logits, targets, ignore_index)
+    logp, lse = _select(logits, targets.where(counted, 0))
+    average = logits.mean(dim=-1, dtype=lse.dtype) - lse  # of all log-probabilities of a row
+    return _mean(-(1 - epsilon) * logp - epsilon * average, counted).to(logits.dtype)
+
+
+def z_loss_reference(logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Average of :math:`(\ln Z)^2`, written as its equation; :func:`z_loss` is the fast twin.
+
+    .. math:: \ell = \frac1N \sum_t \Bigl(\ln \sum_v e^{z_{tv}}\Bigr)^2
+
+    Args:
+        logits: ``(…, V)`` logits.
+        mask: ``(…)``, True where a place counts. Default: everywhere.
+
+    Returns:
+        ``()`` the average, in the dtype of ``logits``, to be multiplied by a small coefficient; 0 where nothing counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or the mask is not boolean.
+
+    References:
+        Chowdhery et al. (2022), arXiv:2204.02311, section 5.
+
+    Example:
+        >>> z_loss_reference(torch.tensor([[0.5, 0.5]]).log()).item()  # normalized: ln 1
+        0.0
+    """
+    counted = _mask(logits, mask)
+    log_z = _widen(logits)[counted].logsumexp(dim=-1)  # (N,)
+    return (log_z.square().sum() / max(1, len(log_z))).to(logits.dtype)
+
+
+def z_loss(logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Average of :math:`(\ln Z)^2`, which keeps the softmax near its normalized form.
+
+    .. math:: \ell = \frac1N \sum_t (\ln Z_t)^2, \qquad \frac{\partial\, (\ln Z)^2}{\partial z} = 2 \ln Z \cdot p
+
+    Args:
+        logits: ``(…, V)`` logits.
+        mask: ``(…)``, True where a place counts, such as ``targets != -100``. Default: everywhere.
+
+    Returns:
+        ``()`` the average, in the dtype of ``logits``, to be multiplied by a small coefficient such as 1e-4; 0, with a
+        gradient of 0, where nothing counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or the mask is not boolean.
+
+    Cost: as :func:`token_logp`.
+
+    References:
+        Chowdhery et al. (2022), arXiv:2204.02311, section 5; Zoph et al. (2022), arXiv:2202.08906, for routers.
+
+    Example:
+        >>> z_loss(torch.zeros(1, 1)).item(), z_loss(torch.full((1, 1), 3.0)).item()
+        (0.0, 9.0)
+    """
+    counted = _mask(logits, mask)
+    _, log_z = _select(logits, torch.zeros_like(counted, dtype=torch.long))
+    return _mean(log_z.square(), counted).to(logits.dtype)
+
+
+def focal_loss_reference(
+    logits: Tensor, targets: Tensor, *, gamma: float = 2.0, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Cross-entropy that turns from what is known, written as its equation; :func:`focal_loss` is the fast twin.
+
+    .. math:: \ell = -\frac1N \sum_t (1 - p_t)^\gamma \ln p_t
+
+    Args:
+        logits: ``(…, V)`` logits.
+        targets: ``(…)`` the id that should come at each place, or ``ignore_index``.
+        gamma: how strongly tokens that are known lose weight; at least 0.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``()`` the average in nats, in the dtype of ``logits``; 0 where no target counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, a target that counts is no integer from 0 to ``V - 1``, or
+            ``gamma`` is negative.
+
+    References:
+        Lin et al. (2017), arXiv:1708.02002, equation (4).
+
+    Example:
+        >>> focal_loss_reference(torch.zeros(1, 2), torch.tensor([0])).item()  # ln 2 / 4
+        0.173286...
+    """
+    _check_gamma(gamma)
+    counted = _counted(logits, targets, ignore_index)
+    p = _widen(logits)[counted].softmax(dim=-1).gather(-1, targets[counted].long()[:, None])
+    return (-((1 - p) ** gamma * p.log()).sum() / max(1, len(p))).to(logits.dtype)
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Cross-entropy in which a token counts less, the better it is known.
+
+    .. math:: \ell = -\frac1N \sum_t (1 - p_t)^\gamma \ln p_t
+
+    Computed from :math:`\ln p`, so that neither a :math:`p` that underflows nor one that rounds to 1 does harm.
+
+    Args:
+        logits: ``(…, V)`` logits.
+        targets: ``(…)`` the id that should come at each place, or ``ignore_index``.
+        gamma: how strongly tokens that are known lose weight; at least 0, which is cross-entropy.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``()`` the average in nats, in the dtype of ``logits``; 0, with a gradient of 0, where no target counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, a target that counts is no integer from 0 to ``V - 1``, or
+            ``gamma`` is negative.
+
+    Cost: as :func:`token_logp`.
+
+    References:
+        Lin et al. (2017), arXiv:1708.02002, equation (4).
+
+    Example:
+        >>> focal_loss(torch.zeros(1, 2), torch.tensor([0])).item()  # ln 2 / 4
+        0.173286...
+    """
+    _check_gamma(gamma)
+    counted = _counted(logits, targets, ignore_index)
+    logp, _ = _select(logits, targets.where(counted, 0))
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).tiny)  # at p = 1 the power has no slope for gamma < 1, the loss has
+    return _mean(-((-torch.expm1(logp)) ** gamma) * logp, counted).to(logits.dtype)
+
+
+def unlikelihood_loss_reference(logits: Tensor, negatives: Tensor) -> Tensor:
+    r"""What the probability of unwanted tokens costs, written as its equation; :func:`unlikelihood_loss` is the twin.
+
+    .. math:: \ell = -\frac1N \sum_t \sum_{c \in C_t} \ln\bigl(1 - p_t(c)\bigr)
+
+    Args:
+        logits: ``(…, V)`` logits.
+        negatives: ``(…, V)``, True for the tokens that should not come at a place.
+
+    Returns:
+        ``()`` the sum over unwanted tokens, averaged over all places, in the dtype of ``logits``; 0 without places.
+
+    Raises:
+        ValueError: if the shapes differ, or ``negatives`` is not boolean.
+
+    References:
+        Welleck et al. (2020), arXiv:1908.04319, equation (5).
+
+    Example:
+        >>> unlikelihood_loss_reference(torch.zeros(1, 2), torch.tensor([[True, False]])).item()  # -ln(1 - 1/2)
+        0.693147...
+    """
+    _check_negatives(logits, negatives)
+    p = _widen(logits).softmax(dim=-1)
+    places = max(1, negatives[..., 0].numel())
+    return (-torch.log(1 - p[negatives]).sum() / places).to(logits.dtype)
+
+
+def unlikelihood_loss(logits: Tensor, negatives: Tensor) -> Tensor:
+    r"""What the probability of unwanted tokens costs, also where one of them has almost all of it.
+
+    .. math:: \ell = -\frac1N \sum_t \sum_{c \in C_t} \ln\bigl(1 - p_t(c)\bigr)
+
+    Only the most probable token of a place can have more than one half; for it, :math:`1 - p` is taken as the sum of
+    the others, which does not cancel.
+
+    Args:
+        logits: ``(…, V)`` logits.
+        negatives: ``(…, V)``, True for the tokens that should not come at a place; :func:`repeated_tokens` makes them.
+
+    Returns:
+        ``()`` the sum over unwanted tokens, averaged over all places, in the dtype of ``logits``; 0 without places.
+
+    Raises:
+        ValueError: if the shapes differ, or ``negatives`` is not boolean.
+
+    Cost: several tensors of the size of the logits.
+
+    References:
+        Welleck et al. (2020), arXiv:1908.04319, equation (5).
+
+    Example:
+        >>> sure = torch.tensor([[40.0, 0.0]])  # 1 - p = 1 / (1 + e^40), far below what 1 - p can resolve
+        >>> unlikelihood_loss(sure, torch.tensor([[True, False]])).item()
+        40.0
+    """
+    _check_negatives(logits, negatives)
+    wide = _widen(logits)
+    logp = wide.log_softmax(dim=-1)
+    first = wide.argmax(dim=-1, keepdim=True) if wide.shape[-1] else negatives.new_zeros(0, dtype=torch.long)
+    others = logp.scatter(-1, first, float("-inf")).logsumexp(dim=-1, keepdim=True)  # ln(1 - p) of the first
+    is_first = torch.zeros_like(negatives).scatter(-1, first, True)
+    rest = torch.log1p(-logp.masked_fill(is_first, float("-inf")).exp())
+    log_not = torch.where(is_first, others, rest).where(negatives, 0)
+    return (-log_not.sum() / max(1, negatives[..., 0].numel())).to(logits.dtype)
+
+
+def repeated_tokens(targets: Tensor, vocab_size: int, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Mark, at each place, the earlier targets of the row, unless one is the target of this place.
+
+    .. math:: C_t = \{y_1, \dots, y_{t-1}\} \setminus \{y_t\}
+
+    Args:
+        targets: ``(B, T)`` ids, or ``ignore_index``, which adds nothing; such a place itself gets no tokens.
+        vocab_size: size ``V`` of the vocabulary.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``(B, T, V)`` boolean, for :func:`unlikelihood_loss`.
+
+    Raises:
+        ValueError: if ``targets`` is not ``(B, T)``, or a target that counts is no integer from 0 to ``V - 1``.
+
+    References:
+        Welleck et al. (2020), arXiv:1908.04319, equation (6).
+
+    Example:
+        >>> repeated_tokens(torch.tensor([[2, 0, 2]]), 3)[0].int()
+        tensor([[0, 0, 0],
+                [0, 0, 1],
+                [1, 0, 0]], dtype=torch.int32)
+    """
+    check_ndim("targets", targets.shape, ("B", "T"))
+    counted = targets != ignore_index
+    _check_range("targets", targets[counted], vocab_size)
+    here = torch.zeros(*targets.shape, vocab_size, dtype=torch.bool, device=targets.device)
+    here.scatter_(-1, targets.where(counted, 0).long()[..., None], counted[..., None])
+    before = (here.cumsum(dim=1) > here.int()) & ~here  # counted more often up to here than here
+    return before & counted[..., None]
+
+
+def multi_token_prediction_loss_reference(
+    logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Cross-entropy for each distance, written as its equation; :func:`multi_token_prediction_loss` is the fast twin.
+
+    .. math:: \ell_k = -\frac{1}{N_k} \sum_t \ln p_{t,k}(y_{t+k}), \qquad k = 0, \dots, n - 1
+
+    Args:
+        logits: ``(B, T, n, V)`` logits: those of place ``t`` and head ``k`` predict ``targets[:, t + k]``.
+        targets: ``(B, T)`` the id that should come after each place, or ``ignore_index``.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``(n,)`` the average in nats of each head, in the dtype of ``logits``; 0 where no target counts.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or a target that counts is no integer from 0 to ``V - 1``.
+
+    References:
+        Gloeckle et al. (2024), arXiv:2404.19737, section 2.
+
+    Example:
+        >>> multi_token_prediction_loss_reference(torch.zeros(1, 3, 2, 4), torch.tensor([[0, 1, 2]]))  # ln 4, twice
+        tensor([1.3863, 1.3863])
+    """
+    _check_multi(logits, targets)
+    T, n = logits.shape[1:3]
+    beyond = targets.new_full((len(targets), n), ignore_index)
+    ahead = torch.cat([targets, beyond], dim=1)  # what lies behind the end does not count
+    heads = [ahead[:, k : k + T] for k in range(n)]
+    return torch.stack(
+        [cross_entropy_reference(logits[:, :, k], y, ignore_index=ignore_index) for k, y in enumerate(heads)]
+    )
+
+
+def multi_token_prediction_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Cross-entropy of heads that each predict one token further ahead.
+
+    .. math:: \ell_k = -\frac{1}{N_k} \sum_t \ln p_{t,k}(y_{t+k}), \qquad k = 0, \dots, n - 1
+
+    Head 0 is the usual one. The sum of all is the loss of Gloeckle et al.; DeepSeek-V3 adds to the first a small
+    multiple of the average of the others.
+
+    Args:
+        logits: ``(B, T, n, V)`` logits: those of place ``t`` and head ``k`` predict ``targets[:, t + k]``.
+        targets: ``(B, T)`` the id that should come after each place, or ``ignore_index``.
+        ignore_index: the target that does not count.
+
+    Returns:
+        ``(n,)`` the average in nats of each head, in the dtype of ``logits``; 0 where no target counts, as for a head
+        that looks beyond the end from everywhere.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or a target that counts is no integer from 0 to ``V - 1``.
+
+    Cost: as :func:`token_logp`; no logits are copied.
+
+    References:
+        Gloeckle et al. (2024), arXiv:2404.19737, section 2; DeepSeek-AI (2024), arXiv:2412.19437, section 2.2.
+
+    Example:
+        >>> multi_token_prediction_loss(torch.zeros(1, 3, 2, 4), torch.tensor([[0, 1, 2]]))  # ln 4, twice
+        tensor([1.3863, 1.3863])
+    """
+    _check_multi(logits, targets)
+    T, n = logits.shape[1:3]
+    reach = [max(0, T - k) for k in range(n)]  # the places from which head k sees a target
+    losses = [
+        cross_entropy(logits[:, :last, k], targets[:, T - last :], ignore_index=ignore_index)
+        for k, last in enumerate(reach)
+    ]
+    return torch.stack(losses) if losses else logits.new_zeros(0)
+
+
+def token_mean(values: Tensor, mask: Tensor, *, total: int | None = None) -> Tensor:
+    r"""Average over the tokens that count: every token weighs the same.
+
+    .. math:: \frac{\sum_{b,t} m_{bt}\, v_{bt}}{\sum_{b,t} m_{bt}}
+
+    Args:
+        values: ``(…)`` a number for each token, such as its loss; where the mask is False it may be anything.
+        mask: ``(…)``, True where a token counts, in the shape of ``values``.
+        total: what the sum is divided by instead: where gradients of several batches are added up before a step, the
+            number of tokens that count in all of them. Default: the number in this batch.
+
+    Returns:
+        ``()`` the average, in the dtype of ``values``; 0 where nothing counts.
+
+    Raises:
+        ValueError: if the shapes differ, the mask is not boolean, or ``total`` is below 1.
+
+    References:
+        Yu et al. (2025), arXiv:2503.14476, section 3.3, where it is compared with :func:`sequence_mean`.
+
+    Example:
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> token_mean(torch.tensor([[6.0, 9.0], [3.0, 3.0]]), mask).item()
+        4.0
+    """
+    _check_mask(values, mask)
+    if total is None:
+        return _mean(values, mask)
+    check_at_least("total", total, 1, hint="count the tokens of all batches of the step")
+    return values.where(mask, 0).sum() / total
+
+
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    r"""Average over rows of their averages: every row weighs the same, a token of a long row less.
+
+    .. math:: \frac1{B'} \sum_{b \,:\, n_b > 0} \frac{1}{n_b} \sum_t m_{bt}\, v_{bt}, \qquad n_b = \sum_t m_{bt}
+
+    Args:
+        values: ``(B, T)`` a number for each token, such as its loss; where the mask is False it may be anything.
+        mask: ``(B, T)``, True where a token counts.
+
+    Returns:
+        ``()`` the average over the :math:`B'` rows in which something counts, in the dtype of ``values``; 0 without
+        any.
+
+    Raises:
+        ValueError: if the shapes differ, or the mask is not boolean.
+
+    References:
+        Yu et al. (2025), arXiv:2503.14476, section 3.3, where it is compared with :func:`token_mean`.
+
+    Example:
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> sequence_mean(torch.tensor([[6.0, 9.0], [3.0, 3.0]]), mask).item()
+        4.5
+    """
+    _check_mask(values, mask)
+    lengths = mask.sum(dim=-1)
+    rows = values.where(mask, 0).sum(dim=-1) / lengths.clamp(min=1)
+    return rows.sum() / (lengths > 0).sum().clamp(min=1)
+
+
 class _Select(torch.autograd.Function):
     """Log-probabilities of ids and log-sums of all logits, with one pass over the logits in each direction."""
 
@@ -368,3 +820,37 @@ def _check_linear(x: Tensor, weight: Tensor) -> None:
         raise ValueError("x has no dimensions, expected (…, D)")
     check_equal("width of x", x.shape[-1], "width of weight", weight.shape[1], hint="weight is (V, D), as in nn.Linear")
     check_equal("dtype of x", x.dtype, "dtype of weight", weight.dtype)
+
+
+def _mask(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return where places count."""
+    if mask is None:
+        return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    check_equal("shape of mask", tuple(mask.shape), "shape before the last dimension", tuple(logits.shape[:-1]))
+    check_boolean("mask", mask.dtype)
+    return mask
+
+
+def _check_mask(values: Tensor, mask: Tensor) -> None:
+    check_equal("shape of mask", tuple(mask.shape), "shape of values", tuple(values.shape))
+    check_boolean("mask", mask.dtype, hint="pass targets != ignore_index")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}, expected a share from 0 to 1")
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma >= 0:
+        raise ValueError(f"gamma is {gamma}, expected at least 0: 0 is cross-entropy")
+
+
+def _check_negatives(logits: Tensor, negatives: Tensor) -> None:
+    check_equal("shape of negatives", tuple(negatives.shape), "shape of logits", tuple(logits.shape))
+    check_boolean("negatives", negatives.dtype, hint="mark unwanted tokens, do not list them")
+
+
+def _check_multi(logits: Tensor, targets: Tensor) -> None:
+    check_ndim("logits", logits.shape, ("B", "T", "n", "V"))
+    check_equal("shape of targets", tuple(targets.shape), "(B, T) of logits", tuple(logits.shape[:2]))
