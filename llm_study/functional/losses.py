@@ -263,7 +263,7 @@ def label_smoothing_loss_reference(
             ``epsilon`` is not from 0 to 1.
 
     References:
-        Szegedy et al. (2016), arXiv:1512.00567, section 7.
+        Szegedy et al. (2015), arXiv:1512.00567, section 7.
 
     Example:
         >>> label_smoothing_loss_reference(torch.zeros(1, 4), torch.tensor([2]), epsilon=0.3).item()  # always ln 4
@@ -305,7 +305,7 @@ def label_smoothing_loss(
     Cost: two passes over the logits; memory as :func:`token_logp`.
 
     References:
-        Szegedy et al. (2016), arXiv:1512.00567, section 7.
+        Szegedy et al. (2015), arXiv:1512.00567, section 7.
 
     Example:
         >>> label_smoothing_loss(torch.zeros(1, 4), torch.tensor([2]), epsilon=0.3).item()  # ln 4, whatever epsilon
@@ -460,7 +460,7 @@ def unlikelihood_loss_reference(logits: Tensor, negatives: Tensor) -> Tensor:
         ValueError: if the shapes differ, or ``negatives`` is not boolean.
 
     References:
-        Welleck et al. (2020), arXiv:1908.04319, equation (5).
+        Welleck et al. (2019), arXiv:1908.04319.
 
     Example:
         >>> unlikelihood_loss_reference(torch.zeros(1, 2), torch.tensor([[True, False]])).item()  # -ln(1 - 1/2)
@@ -493,7 +493,7 @@ def unlikelihood_loss(logits: Tensor, negatives: Tensor) -> Tensor:
     Cost: several tensors of the size of the logits.
 
     References:
-        Welleck et al. (2020), arXiv:1908.04319, equation (5).
+        Welleck et al. (2019), arXiv:1908.04319.
 
     Example:
         >>> sure = torch.tensor([[40.0, 0.0]])  # 1 - p = 1 / (1 + e^40), far below what 1 - p can resolve
@@ -503,7 +503,7 @@ def unlikelihood_loss(logits: Tensor, negatives: Tensor) -> Tensor:
     _check_negatives(logits, negatives)
     wide = _widen(logits)
     logp = wide.log_softmax(dim=-1)
-    first = wide.argmax(dim=-1, keepdim=True) if wide.shape[-1] else negatives.new_zeros(0, dtype=torch.long)
+    first = wide.argmax(dim=-1, keepdim=True)
     others = logp.scatter(-1, first, float("-inf")).logsumexp(dim=-1, keepdim=True)  # ln(1 - p) of the first
     is_first = torch.zeros_like(negatives).scatter(-1, first, True)
     rest = torch.log1p(-logp.masked_fill(is_first, float("-inf")).exp())
@@ -528,7 +528,7 @@ def repeated_tokens(targets: Tensor, vocab_size: int, *, ignore_index: int = IGN
         ValueError: if ``targets`` is not ``(B, T)``, or a target that counts is no integer from 0 to ``V - 1``.
 
     References:
-        Welleck et al. (2020), arXiv:1908.04319, equation (6).
+        Welleck et al. (2019), arXiv:1908.04319: the candidates of the token-level objective.
 
     Example:
         >>> repeated_tokens(torch.tensor([[2, 0, 2]]), 3)[0].int()
@@ -686,28 +686,29 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        lse = torch.empty(logits.shape[:-1], dtype=_wide_dtype(logits), device=logits.device)
-        for z, out in _blocks(logits, lse):
-            torch.logsumexp(_widen(z), dim=-1, out=out)
-        logp = _widen(logits.gather(-1, ids[..., None])[..., 0]) - lse
-        ctx.save_for_backward(logits, ids, lse)
+        logp, lse = torch.empty((2, *ids.shape), dtype=_wide_dtype(logits), device=logits.device).unbind()
+        for z, i, logp_out, lse_out in _blocks(logits, ids[..., None], logp[..., None], lse[..., None]):
+            z, top = _widen(z), _widen(z.amax(dim=-1, keepdim=True))
+            log_sum = (z - top).exp_().sum(dim=-1, keepdim=True).log_()
+            torch.add(top, log_sum, out=lse_out)
+            torch.sub(z.gather(-1, i) - top, log_sum, out=logp_out)  # not z - lse, whose large parts would cancel
+        ctx.save_for_backward(logits, ids)
         return logp, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, ids, lse = ctx.saved_tensors
+        logits, ids = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: all of it in operations that autograd records
-            return _select_gradient(logits, ids, lse, *grads), None
+            return _select_gradient(logits, ids, *grads), None
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for out, *block in _blocks(grad, logits, ids, lse, *grads):
+        for out, *block in _blocks(grad, logits, ids, *grads):
             out.copy_(_select_gradient(*block))
         return grad, None
 
 
-def _select_gradient(logits: Tensor, ids: Tensor, lse: Tensor, grad_logp: Tensor, grad_lse: Tensor) -> Tensor:
+def _select_gradient(logits: Tensor, ids: Tensor, grad_logp: Tensor, grad_lse: Tensor) -> Tensor:
     """Return what the logits get: softmax times the one gradient, one-hot minus softmax times the other."""
-    p = (logits - lse[..., None]).exp()
-    grad = p * (grad_lse - grad_logp)[..., None]
+    grad = _widen(logits).softmax(dim=-1) * (grad_lse - grad_logp)[..., None]
     return grad.scatter_add_(-1, ids[..., None], grad_logp[..., None]).to(logits.dtype)
 
 
@@ -743,12 +744,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, share = torch.zeros((), dtype=_wide_dtype(x), device=x.device), 1 / max(1, len(x))
         for i in range(0, len(x), chunk):
             rows, ids = x[i : i + chunk], targets[i : i + chunk, None]
-            logits = _widen(rows @ weight.T)  # (C, V)
-            lse = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (lse - logits.gather(-1, ids)).sum() * share
+            logp = _widen(rows @ weight.T).log_softmax(dim=-1)  # (C, V)
+            loss -= logp.gather(-1, ids).sum() * share
             if not (wants_x or wants_weight):
                 continue
-            g = logits.sub_(lse).exp_().scatter_add_(-1, ids, -torch.ones_like(lse)).mul_(share).to(x.dtype)  # (C, V)
+            p = logp.exp_()
+            g = p.scatter_add_(-1, ids, p.new_tensor(-1.0).expand(ids.shape)).mul_(share).to(x.dtype)  # (C, V)
             if grad_x is not None:
                 torch.mm(g, weight, out=grad_x[i : i + chunk])
             if grad_weight is not None:
@@ -803,6 +804,7 @@ def _check_ids(logits: Tensor, name: str, ids: Tensor) -> None:
 def _check_range(name: str, ids: Tensor, vocabulary: int) -> None:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{name} have dtype {ids.dtype}, expected integers: pass ids, not probabilities or a mask")
+    check_at_least("size of the vocabulary", vocabulary, 1)
     if ids.numel():
         least, most = (bound.item() for bound in ids.aminmax())
         if least < 0 or most >= vocabulary:
