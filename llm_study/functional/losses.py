@@ -161,7 +161,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE
     """
     counted = _counted(logits, targets, ignore_index)
     logp, _ = _select(logits, targets.where(counted, 0))
-    return (-_mean(logp, counted)).to(logits.dtype)
+    return _mean(-logp, counted).to(logits.dtype)
 
 
 def linear_cross_entropy_reference(
@@ -751,7 +751,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             p = logp.exp_()
             g = p.scatter_add_(-1, ids, p.new_tensor(-1.0).expand(ids.shape)).mul_(share).to(x.dtype)  # (C, V)
             if grad_x is not None:
-                torch.mm(g, weight, out=grad_x[i : i + chunk])
+                grad_x[i : i + chunk] = g @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, g.T, rows)
         ctx.save_for_backward(grad_x, grad_weight)
