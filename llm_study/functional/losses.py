@@ -58,7 +58,7 @@ def token_logp_reference(logits: Tensor, ids: Tensor) -> Tensor:
     Cost: several tensors of the size of the logits.
 
     References:
-        Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network Outputs: the softmax.
+        Bridle (1990), Training Stochastic Model Recognition Algorithms as Networks: the softmax.
 
     Example:
         >>> token_logp_reference(torch.tensor([0.0, 0.0]), torch.tensor(1)).item()  # ln 1/2
@@ -90,8 +90,7 @@ def token_logp(logits: Tensor, ids: Tensor) -> Tensor:
     Cost: one pass over the logits; beside them, memory for a few rows. The gradient has the size of the logits.
 
     References:
-        The formula is softmax's: Bridle (1990), Probabilistic Interpretation of Feedforward Classification Network
-        Outputs.
+        Bridle (1990), Training Stochastic Model Recognition Algorithms as Networks: the softmax.
 
     Example:
         >>> token_logp(torch.tensor([0.0, 0.0]), torch.tensor(1)).item()  # ln 1/2
@@ -184,7 +183,7 @@ def linear_cross_entropy_reference(
     Cost: ``6 * N * D * V`` FLOPs with the gradients, and several tensors of ``N * V`` numbers.
 
     References:
-        Wijmans et al. (2024), arXiv:2411.09009, section 3.
+        Wijmans et al. (2024), arXiv:2411.09009.
 
     Example:
         >>> x, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0], [3.0, 5.0]])
