@@ -153,7 +153,7 @@ def polynomial(step: int, *, total: int, power: float, warmup: int = 0, floor: f
             ``power`` is not positive.
 
     References:
-        BERT's code decays with power 1: Devlin et al. (2019), arXiv:1810.04805, appendix A.2.
+        With power 1 it is the decay of BERT: Devlin et al. (2019), arXiv:1810.04805, appendix A.2.
 
     Example:
         >>> [polynomial(step, total=4, power=2.0) for step in range(5)]
