@@ -80,7 +80,7 @@ def sqrt_decay(progress: float) -> float:
 
 
 def constant(step: int, *, warmup: int = 0) -> float:
-    r"""Warm up, then stay: :math:`\min(t / W, 1)`.
+    r"""Warm up, then stay: :math:`\min(t / T_w, 1)`.
 
     Args:
         step: the step, from 0.
@@ -106,7 +106,7 @@ def constant(step: int, *, warmup: int = 0) -> float:
 def linear(step: int, *, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     r"""Warm up, then go down in a straight line that ends at step ``total``.
 
-    .. math:: f + (1 - f)\,\frac{T - t}{T - W} \qquad (W \le t \le T)
+    .. math:: f + (1 - f)\,\frac{T - t}{T - T_w} \qquad (T_w \le t \le T)
 
     Args:
         step: the step, from 0.
@@ -136,7 +136,7 @@ def linear(step: int, *, total: int, warmup: int = 0, floor: float = 0.0) -> flo
 def polynomial(step: int, *, total: int, power: float, warmup: int = 0, floor: float = 0.0) -> float:
     r"""Warm up, then go down as a power of what is left of the training.
 
-    .. math:: f + (1 - f) \left(1 - \frac{t - W}{T - W}\right)^{k} \qquad (W \le t \le T)
+    .. math:: f + (1 - f) \left(1 - \frac{t - T_w}{T - T_w}\right)^{k} \qquad (T_w \le t \le T)
 
     Args:
         step: the step, from 0.
@@ -153,7 +153,7 @@ def polynomial(step: int, *, total: int, power: float, warmup: int = 0, floor: f
             ``power`` is not positive.
 
     References:
-        BERT's code decays with power 1: Devlin et al. (2019), arXiv:1810.04805, appendix A.2.
+        With power 1 it is the decay of BERT: Devlin et al. (2019), arXiv:1810.04805, appendix A.2.
 
     Example:
         >>> [polynomial(step, total=4, power=2.0) for step in range(5)]
@@ -170,7 +170,7 @@ def polynomial(step: int, *, total: int, power: float, warmup: int = 0, floor: f
 def cosine(step: int, *, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     r"""Warm up, then go down along half a wave of the cosine that ends at step ``total``.
 
-    .. math:: f + (1 - f)\,\tfrac12 \left(1 + \cos \pi \frac{t - W}{T - W}\right) \qquad (W \le t \le T)
+    .. math:: f + (1 - f)\,\tfrac12 \left(1 + \cos \pi \frac{t - T_w}{T - T_w}\right) \qquad (T_w \le t \le T)
 
     Args:
         step: the step, from 0.
@@ -267,13 +267,13 @@ def warm_restarts(step: int, *, period: int, growth: int = 1, floor: float = 0.0
 def inverse_sqrt(step: int, *, warmup: int, timescale: int | None = None) -> float:
     r"""Warm up, then fall as one over the root of the step; no total is needed.
 
-    .. math:: \sqrt{\frac{\tau}{t - W + \tau}} \qquad (t \ge W)
+    .. math:: \sqrt{\frac{\tau}{t - T_w + \tau}} \qquad (t \ge T_w)
 
     Args:
         step: the step, from 0.
         warmup: steps of warmup.
         timescale: ``τ``, how many steps after the warmup the factor takes to reach :math:`1/\sqrt 2`. Default:
-            ``warmup``, which gives :math:`\sqrt{W / t}`.
+            ``warmup``, which gives :math:`\sqrt{T_w / t}`.
 
     Returns:
         The factor on the learning rate.
@@ -300,7 +300,7 @@ def inverse_sqrt(step: int, *, warmup: int, timescale: int | None = None) -> flo
 def noam(step: int, *, d_model: int, warmup: int) -> float:
     r"""The schedule of the first Transformer, to be used with a learning rate of 1.
 
-    .. math:: D^{-1/2} \min\!\left(t^{-1/2},\; t\, W^{-3/2}\right)
+    .. math:: D^{-1/2} \min\!\left(t^{-1/2},\; t\, T_w^{-3/2}\right)
 
     Args:
         step: the step; 0 at step 0, where the paper begins with 1.
@@ -337,7 +337,7 @@ def wsd(
 ) -> float:
     r"""Warmup, stable, decay: up, then 1 for as long as one likes, then down during the last ``decay`` steps.
 
-    .. math:: f + (1 - f)\, s\!\left(\frac{t - (T - D)}{D}\right) \qquad (T - D \le t \le T)
+    .. math:: f + (1 - f)\, s\!\left(\frac{t - (T - T_d)}{T_d}\right) \qquad (T - T_d \le t \le T)
 
     Until the decay begins the factor does not depend on ``total``: a run may be continued from its last stable
     checkpoint with a larger one.

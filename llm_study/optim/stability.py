@@ -119,7 +119,7 @@ def adaptive_clip(parameters: Iterable[Tensor], ratio: float = 0.01, *, eps: flo
         ValueError: if ``ratio`` or ``eps`` is not positive.
 
     References:
-        Brock et al. (2021), arXiv:2102.06171, section 4.1.
+        Brock et al. (2021), arXiv:2102.06171, section 4.
 
     Example:
         >>> w = torch.tensor([[3.0, 4.0], [3.0, 4.0]], requires_grad=True)
