@@ -17,7 +17,7 @@ from llm_study.optim.base import GroupedOptimizer, check_range
 __all__ = ["COEFFICIENTS", "newton_schulz", "orthogonalize", "muon_reference", "Muon"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-r"""The polynomial :math:`a\sigma + b\sigma^3 + c\sigma^5` of Jordan et al. (2024): steep at 0, restless at 1."""
+r"""Coefficients of :math:`a\sigma + b\sigma^3 + c\sigma^5` by Jordan et al. (2024), steep at 0, never at rest at 1."""
 
 Scaling = Literal["original", "match_rms_adamw"]
 
