@@ -50,7 +50,7 @@ def newton_schulz(
     Cost: ``2 * steps * K * K * (2 * max(M, N) + K)`` FLOPs, with ``K = min(M, N)``.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks.
+        Jordan et al. (2024), the post that introduced Muon.
 
     Example:
         >>> g = torch.diag(torch.tensor([3.0, 4.0]))
@@ -128,7 +128,7 @@ def muon_reference(
         ``(M, N)`` the new parameter, and the new momentum.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks.
+        Jordan et al. (2024), the post that introduced Muon.
 
     Example:
         >>> g = torch.diag(torch.tensor([3.0, -4.0]))
@@ -165,8 +165,7 @@ class Muon(GroupedOptimizer):
         ValueError: if a parameter is no matrix, an option is out of its range, or the scaling is unknown.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks; the second scaling: Liu et al.
-        (2025), arXiv:2502.16982, section 2.2.
+        Jordan et al. (2024), the post that introduced Muon; the second scaling: Liu et al. (2025), arXiv:2502.16982.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(2, 2))
