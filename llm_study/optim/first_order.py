@@ -165,7 +165,7 @@ def adagrad_reference(
         ``(…)`` the new parameter, and the new sum.
 
     References:
-        Duchi, Hazan and Singer (2011), Journal of Machine Learning Research 12, pages 2121–2159.
+        Duchi, Hazan and Singer (2011), JMLR 12, pages 2121–2159.
 
     Example:
         >>> adagrad_reference(torch.ones(1), torch.tensor([3.0]), torch.tensor([16.0]), lr=0.5)  # 1 - 0.5 · 3 / 5
@@ -191,7 +191,7 @@ class Adagrad(GroupedOptimizer):
         ValueError: if an option is out of its range.
 
     References:
-        Duchi, Hazan and Singer (2011), Journal of Machine Learning Research 12, pages 2121–2159.
+        Duchi, Hazan and Singer (2011), JMLR 12, pages 2121–2159.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -250,7 +250,7 @@ def rmsprop_reference(
         ``(…)`` the new parameter, and the new ``v``.
 
     References:
-        Tieleman and Hinton (2012), Neural networks for machine learning, lecture 6.5.
+        Tieleman and Hinton (2012), lecture 6.5 of their course.
 
     Example:
         >>> rmsprop_reference(torch.ones(1), torch.tensor([4.0]), torch.zeros(1), lr=0.5, alpha=0.75)  # 1 - 0.5 · 4 / 2
@@ -280,7 +280,7 @@ class RMSProp(GroupedOptimizer):
         ValueError: if an option is out of its range.
 
     References:
-        Tieleman and Hinton (2012), Neural networks for machine learning, lecture 6.5.
+        Tieleman and Hinton (2012), lecture 6.5 of their course.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1))

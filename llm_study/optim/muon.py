@@ -17,7 +17,7 @@ from llm_study.optim.base import GroupedOptimizer, check_range
 __all__ = ["COEFFICIENTS", "newton_schulz", "orthogonalize", "muon_reference", "Muon"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-r"""The polynomial :math:`a\sigma + b\sigma^3 + c\sigma^5` of Jordan et al. (2024): steep at 0, restless at 1."""
+r"""Coefficients of :math:`a\sigma + b\sigma^3 + c\sigma^5` by Jordan et al. (2024), steep at 0, never at rest at 1."""
 
 Scaling = Literal["original", "match_rms_adamw"]
 
@@ -50,7 +50,7 @@ def newton_schulz(
     Cost: ``2 * steps * K * K * (2 * max(M, N) + K)`` FLOPs, with ``K = min(M, N)``.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks.
+        Jordan et al. (2024), the post that introduced Muon.
 
     Example:
         >>> g = torch.diag(torch.tensor([3.0, 4.0]))
@@ -128,7 +128,7 @@ def muon_reference(
         ``(M, N)`` the new parameter, and the new momentum.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks.
+        Jordan et al. (2024), the post that introduced Muon.
 
     Example:
         >>> g = torch.diag(torch.tensor([3.0, -4.0]))
@@ -165,8 +165,7 @@ class Muon(GroupedOptimizer):
         ValueError: if a parameter is no matrix, an option is out of its range, or the scaling is unknown.
 
     References:
-        Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks; the second scaling: Liu et al.
-        (2025), arXiv:2502.16982, section 2.2.
+        Jordan et al. (2024), the post that introduced Muon; the second scaling: Liu et al. (2025), arXiv:2502.16982.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(2, 2))
