@@ -226,7 +226,9 @@ class CausalLM(PretrainedModel):
 
         Args:
             ids: ``(B, T)`` token ids; with a cache only those that are new.
-            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Default: all are.
+            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Or, without a cache,
+                ``(B, T, T)``, True where the token of a row may see that of a column, if causality and the window of a
+                layer allow it too: so texts that share a row are kept apart. Default: all are.
             positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted, or what the cache says.
             cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
             logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
@@ -235,9 +237,9 @@ class CausalLM(PretrainedModel):
             ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so. Those at positions of padding mean nothing.
 
         Raises:
-            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not fit, a position is beyond
-                those that the model has learned, the tokens do not fit into the cache, or ``logits_to_keep`` is not 1
-                to ``T``.
+            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not fit, a mask ``(B, T, T)``
+                is given with a cache, a position is beyond those that the model has learned, the tokens do not fit into
+                the cache, or ``logits_to_keep`` is not 1 to ``T``.
         """
         self.check_ids(ids)
         if logits_to_keep is not None and not 1 <= logits_to_keep <= ids.shape[1]:
