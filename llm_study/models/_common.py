@@ -24,6 +24,12 @@ def seen(mask: Tensor) -> Tensor:
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
 
 
+def check_kept(logits_to_keep: int | None, ids: Tensor) -> None:
+    """Check that logits are asked for at one position at least, and at no more than there are."""
+    if logits_to_keep is not None and not 1 <= logits_to_keep <= ids.shape[1]:
+        raise ValueError(f"logits_to_keep is {logits_to_keep}, expected 1 to {ids.shape[1]}, the number of ids")
+
+
 def check_indices(name: str, indices: Tensor, ids: Tensor, count_name: str, count: int) -> None:
     """Check that positions or token types are ``(B, T)`` or ``(T,)`` integers below ``count``."""
     if indices.is_floating_point() or indices.is_complex():
