@@ -7,7 +7,8 @@ cuts documents in two.
 
 Documents that share a row must not see each other, and each counts its positions from 0. With
 :func:`block_diagonal_mask` and ``positions`` a model gives every token the logits that it would get if its document
-stood alone, so a mean over tokens has the same value and the same gradient, packed or not.
+stood alone, so a mean over tokens has the same value and the same gradient, packed or not. A mean of the documents' own
+means has not, for long documents count no more in it than short ones: :func:`unpack` gives back to each its losses.
 """
 
 from bisect import bisect_left, insort
@@ -39,7 +40,7 @@ IGNORED = -100  # the target of a position where nothing is to be predicted
 PADDING = -1  # the segment of a position where no document stands
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Documents in rows of one length; four tensors of the same shape.
 
@@ -224,7 +225,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
             rows.append([])
         rows[row].append(i)
         left = room - lengths[i]
-        if left and not waiting[left]:
+        if not waiting[left]:
             insort(rooms, left)
         heappush(waiting[left], row)
     return rows

@@ -110,7 +110,8 @@ class T5ForConditionalGeneration(PretrainedModel):
             decoder_ids: ``(B, T)`` token ids of the target, shifted right, see :func:`shift_right`.
             mask: ``(B, S)`` boolean, True where a token of the source is real; padding may stand on either side. Or
                 ``(B, S, S)``, True where the token of a row may see that of a column. Default: all are real.
-            decoder_mask: ``(B, T)`` or ``(B, T, T)``, the same for the target. Default: all are real.
+            decoder_mask: ``(B, T)`` or ``(B, T, T)``, the same for the target, where what comes later is hidden anyway.
+                Default: all are real.
             cross_mask: ``(B, T, S)`` boolean, True where a token of the target may see one of the source. Default: what
                 a mask ``(B, S)`` says.
 
