@@ -609,7 +609,7 @@ class T5Config(ModelConfig):
         """Refuse: :mod:`llm_study.core.roofline` describes one stack of layers, and here there are two.
 
         Returns:
-            Nothing: it always raises.
+            Nothing; it always raises.
 
         Raises:
             ValueError: always.

@@ -190,7 +190,7 @@ class T5ForConditionalGeneration(PretrainedModel):
         return logits
 
     def given(self, ids: Tensor, *, mask: Tensor | None = None) -> "GivenSource":
-        """Read a source, and return the decoder that knows it, for :mod:`llm_study.generation`.
+        """Read a source, and return the decoder that knows it, for :mod:`llm_study.generation.decode`.
 
         Args:
             ids: ``(B, S)`` token ids of the source.
@@ -246,7 +246,7 @@ class T5ForConditionalGeneration(PretrainedModel):
 
 
 class GivenSource:
-    """The decoder of a T5 that has read a source: a language model, as :mod:`llm_study.generation` asks for one.
+    """The decoder of a T5 that has read a source: a language model, as :mod:`llm_study.generation.decode` asks for one.
 
     The source is read once, and so are the keys and values that the decoder's layers take from it. No gradients are
     kept.

@@ -198,9 +198,13 @@ def test_targets_of_ones_own() -> None:
 
 
 def test_narrow_integers_and_lists_are_read() -> None:
-    packed = P.pack([torch.tensor([250, 3], dtype=torch.uint8), [5]], 4)
-    assert packed.ids.tolist() == [[250, 3, 5, 0]]
-    assert packed.targets.tolist() == [[3, -100, -100, -100]]
+    for documents in (
+        [torch.tensor([250, 3], dtype=torch.uint8), torch.tensor([5], dtype=torch.uint8)],
+        [[250, 3], [5]],
+    ):
+        packed = P.pack(documents, 4)
+        assert packed.ids.tolist() == [[250, 3, 5, 0]]
+        assert packed.targets.tolist() == [[3, -100, -100, -100]]
 
 
 def test_anything_can_be_unpacked() -> None:
