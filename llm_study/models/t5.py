@@ -241,7 +241,7 @@ class T5ForConditionalGeneration(PretrainedModel):
         tied = self.config.tie_word_embeddings and not self.config.scale_decoder_outputs
         if tied and head is not None and embedding is not None and not torch.equal(head, embedding):
             self.config = replace(self.config, tie_word_embeddings=False)
-            self.lm_head.weight = nn.Parameter(torch.empty_like(self.shared.weight))
+            self.lm_head.weight = nn.Parameter(self.shared.weight.detach().clone())
         return super().load_hub(tensors, source=source)
 
 

@@ -209,6 +209,29 @@ def test_feed_forward_parts_are_their_equations(generation: str) -> None:
     assert close(part(x), expected)
 
 
+@torch.no_grad()
+@every_generation
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float32, 1e-5)])
+def test_the_dtype_stays_and_is_near(generation: str, dtype: torch.dtype, tolerance: float) -> None:
+    exact, source, target = model(generation, initializer_factor=1.0), random_ids(2, 9), random_ids(2, 7, seed=2)
+    found = model(generation, initializer_factor=1.0).to(dtype).load_hub(exact.state_dict())
+    expected = exact(source, target)
+    for y in (found(source, target, mask=torch.ones(2, 9) > 0), found.given(source)(target)):
+        assert y.dtype == dtype
+        assert (y.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_everything_is_made_where_the_ids_are() -> None:
+    with torch.device("meta"):  # a tensor on another device would not meet those here
+        t5 = T5ForConditionalGeneration(T5Config(**SIZES))
+    ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
+    for options in ({}, {"mask": ids == 0, "decoder_mask": ids == 0}):
+        memory = t5.encoder(t5.shared(ids), mask=options.get("mask"))
+        pairs = t5.decoder.pairs(memory)
+        y = t5.head(t5.decoder(t5.shared(ids), mask=options.get("decoder_mask"), pairs=pairs))
+        assert (y.shape, y.device.type) == ((2, 9, V), "meta")
+
+
 # --- the decoder of a source that was read
 
 
@@ -337,6 +360,10 @@ def test_a_head_that_is_not_tied_although_the_file_says_so() -> None:
     tied = model("1.1", tie_word_embeddings=True, scale_decoder_outputs=False)
     tied.load_hub({**stored(second), "lm_head.weight": second.shared.weight.detach()})
     assert tied.lm_head.weight is tied.shared.weight
+    before = tied(source, target)
+    with pytest.raises(ValueError, match=r"lacks decoder\.final_layer_norm\.weight"):
+        tied.load_hub({name: x for name, x in stored(second).items() if name != "decoder.final_layer_norm.weight"})
+    assert close(tied(source, target), before, 0)  # a folder that is refused changes nothing
     with pytest.raises(ValueError, match=r"lm_head\.weight and shared\.weight differ, but tie_word_embeddings is true"):
         model().load_hub({**stored(model()), "lm_head.weight": torch.zeros(V, 12)})
 
