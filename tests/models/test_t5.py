@@ -310,8 +310,17 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_dropped_weights_of_attention_keep_the_causal_order_and_the_bias(masked: bool) -> None:
     t5, source, target = model(dropout_rate=1e-9).train(), random_ids(2, 8), random_ids(2, 6, seed=2)
-    options = {"mask": torch.ones(2, 8) > 0, "decoder_mask": torch.ones(2, 6) > 0} if masked else {}
-    assert close(t5(source, target, **options), model()(source, target), 1e-8)  # the other path, nothing dropped
+    real = torch.arange(8) < torch.tensor([8, 5])[:, None]
+    options = {"mask": real, "decoder_mask": real[:, 2:]} if masked else {}
+    assert close(t5(source, target, **options), model()(source, target, **options), 1e-8)  # another path, none dropped
+
+
+@torch.no_grad()
+def test_hidden_features_are_dropped() -> None:
+    part: Any = model(dropout_rate=0.5).encoder.get_submodule("block.0.layer.1.DenseReluDense")
+    x = torch.randn(2, 3, 12).double()
+    before = part(x)
+    assert not close(part.train()(x), before, 1e-3)
 
 
 @torch.no_grad()
