@@ -232,9 +232,12 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
 
     from llm_study.generation import stream
     from llm_study.models import from_pretrained
+    from llm_study.models.base import CausalLM
     from llm_study.nn.layout import lay_out_for_decoding
 
     model, generator = from_pretrained(arguments.path), torch.Generator()
+    if not isinstance(model, CausalLM):
+        raise ValueError(f"{arguments.path}: model_type is {model.config.model_type!r}, expected that of a decoder")
     lay_out_for_decoding(model)
     ends = [id for id in ends if id < model.config.vocab_size]  # config.json may name one that its model never says
     if arguments.seed is None:

@@ -129,6 +129,14 @@ def test_windows_and_the_cache(
         assert "window" not in text
 
 
+def test_an_encoder_with_a_decoder_is_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    assert main(["params", str(write(tmp_path, {"model_type": "t5", **sizes}))]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert "model_type is 't5', expected a decoder or an encoder" in error
+
+
 def test_an_encoder_has_no_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["params", str(write(tmp_path, {"model_type": "bert", **TINY}))])
     text = capsys.readouterr().out
@@ -273,7 +281,7 @@ def test_generate_needs_a_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["generate", str(tmp_path), "low"]) == 2
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
-    assert "bert" in error
+    assert "model_type is 'bert', expected that of a decoder" in error
 
 
 def test_what_a_terminal_cannot_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "GPT2Config",
     "BertConfig",
+    "T5Config",
     "DecoderConfig",
     "Rope",
     "LlamaConfig",
@@ -74,7 +75,7 @@ def _pattern(every: int, layer: int) -> str:
 def _typed(name: str, value: Any, wanted: Any) -> Any:
     """Return a value of a JSON file as its field wants it, or raise ValueError: lists become tuples."""
     choices = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
-    if value is None and wanted is int and name in ("num_key_value_heads", "head_dim", "n_inner"):
+    if value is None and wanted is int and name in ("num_key_value_heads", "head_dim", "n_inner", "num_decoder_layers"):
         return 0
     for choice in choices:
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
@@ -476,6 +477,144 @@ class BertConfig(ModelConfig):
             norm_bias=True,
             head="none" if self.architectures == ("BertModel",) else "masked",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(ModelConfig):
+    """T5: an encoder and a decoder with relative positions, RMSNorm, and no biases.
+
+    Beside these there are the fields of :class:`ModelConfig`, of which ``initializer_range`` is not used.
+
+    There are two generations. The first has ReLU and a head that is tied to the embedding; what the decoder gives is
+    divided by the square root of the width before it meets the head. Version 1.1, from which Flan-T5 comes, has a gated
+    GELU and a head of its own, and divides nothing. Transformers 5 writes ``tie_word_embeddings`` as true for both, and
+    the difference as ``scale_decoder_outputs``; older files have ``tie_word_embeddings`` only. Both are read.
+
+    Args:
+        d_model: width ``D`` of the model.
+        d_kv: width ``Dh`` of a head.
+        d_ff: width ``F`` of the feed-forward part.
+        num_layers: number of layers ``L`` of the encoder.
+        num_decoder_layers: number of layers of the decoder; 0, or ``null`` in a file, for as many as the encoder has.
+        num_heads: number of heads ``H``; ``H * Dh`` need not be ``D``.
+        relative_attention_num_buckets: number of buckets that distances fall into, a multiple of 4; each direction has
+            half of them in the encoder.
+        relative_attention_max_distance: distance from which on all share the last bucket.
+        n_positions: length of the texts that the model was trained on. Positions are relative and set no limit.
+        dropout_rate: dropout of embeddings, of weights of attention, in the feed-forward part, before each residual sum
+            and after the last norm, in training.
+        layer_norm_epsilon: what the norms add to the mean square.
+        initializer_factor: factor on the standard deviations of fresh weights.
+        feed_forward_proj: name of the activation, after ``gated-`` where there is a gate.
+        scale_decoder_outputs: whether what the decoder gives is divided by the square root of ``D`` before the head.
+            Default: if the head is tied.
+        decoder_start_token_id: id of the token that the decoder begins with.
+
+    Raises:
+        ValueError: if a size is below 1, the number of buckets is no multiple of 4, the largest distance is among the
+            distances that have a bucket each, or ``feed_forward_proj`` has a dash after anything but ``gated``.
+
+    References:
+        Raffel et al. (2020), arXiv:1910.10683. The gate: Shazeer (2020), arXiv:2002.05202. Flan-T5: Chung et al.
+        (2022), arXiv:2210.11416.
+
+    Example:
+        >>> first = T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        >>> first.num_decoder_layers, first.dense_act_fn, first.scale_decoder_outputs
+        (2, 'relu', True)
+        >>> second = T5Config.from_dict(
+        ...     {**first.to_dict(), "feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False}
+        ... )
+        >>> second.dense_act_fn, second.is_gated_act, second.scale_decoder_outputs
+        ('gelu_new', True, False)
+    """
+
+    model_type: ClassVar[str] = "t5"
+    _only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_encoder_decoder": (True,)}
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_decoder_layers: int = 0
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    n_positions: int = 512
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"
+    scale_decoder_outputs: bool | None = None
+    decoder_start_token_id: int = 0
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | tuple[int, ...] | None = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "num_decoder_layers", self.num_decoder_layers or self.num_layers)
+        object.__setattr__(self, "scale_decoder_outputs", _or(self.scale_decoder_outputs, self.tie_word_embeddings))
+        _check_sizes(self, "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "n_positions")
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        check_at_least("relative_attention_num_buckets", buckets, 4)
+        check_divides("near and far in two directions", 4, "relative_attention_num_buckets", buckets)
+        check_at_least("relative_attention_max_distance", distance, buckets // 2 + 1)
+        gate, dash, _ = self.feed_forward_proj.rpartition("-")
+        if dash and gate != "gated":
+            text = f"feed_forward_proj is {self.feed_forward_proj!r}, expected an activation such as relu"
+            raise ValueError(f"{text}, or gated- and an activation")
+
+    @property
+    def is_gated_act(self) -> bool:
+        """Whether the feed-forward part has a gate."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def dense_act_fn(self) -> str:
+        """Name of the activation; ``gated-gelu`` has always meant the approximation of GELU by tanh."""
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, source: str = "config.json") -> Self:
+        """Read what a ``config.json`` says, of either generation.
+
+        Args:
+            raw: the object that the file holds.
+            source: name of the file, for messages.
+
+        Returns:
+            The configuration; keys that are no fields are left out.
+
+        Raises:
+            ValueError: as :meth:`ModelConfig.from_dict`; or if ``dense_act_fn`` or ``is_gated_act``, which repeat what
+                ``feed_forward_proj`` says, say something else.
+        """
+        config = super().from_dict(raw, source=source)
+        for name in ("dense_act_fn", "is_gated_act"):
+            if raw.get(name, getattr(config, name)) != getattr(config, name):
+                found = f"{name} is {raw[name]!r}, feed_forward_proj is {config.feed_forward_proj!r}"
+                raise ValueError(f"{source}: {found}, expected the first to be {getattr(config, name)!r}")
+        return config
+
+    def kv_layers(self) -> tuple[KVLayer, ...]:
+        """Return what each layer of the decoder stores for a token of the target that it has seen.
+
+        Returns:
+            One entry for each layer of the decoder. The keys and values of the source come on top.
+        """
+        return (KVLayer(self.num_heads, self.d_kv, None),) * self.num_decoder_layers
+
+    def transformer(self) -> roofline.Transformer:
+        """Refuse: :mod:`llm_study.core.roofline` describes one stack of layers, and here there are two.
+
+        Returns:
+            Nothing; it always raises.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("model_type is 't5', expected a decoder or an encoder: what both in one cost is not counted")
 
 
 def _biased_layer(hidden_size: int, heads: int, width: int) -> roofline.Layer:
@@ -1053,6 +1192,7 @@ _FAMILIES: dict[str, type[ModelConfig]] = {
         Olmo2Config,
         Qwen2Config,
         Qwen3Config,
+        T5Config,
     )
 }
 

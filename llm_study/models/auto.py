@@ -24,6 +24,7 @@ _MODULES = {
     "olmo2": ("llama", "Olmo2ForCausalLM", ("Olmo2ForCausalLM",)),
     "qwen2": ("llama", "Qwen2ForCausalLM", ("Qwen2ForCausalLM",)),
     "qwen3": ("llama", "Qwen3ForCausalLM", ("Qwen3ForCausalLM",)),
+    "t5": ("t5", "T5ForConditionalGeneration", ("T5ForConditionalGeneration",)),
 }
 """``model_type`` → module and class here, and the names of transformers' classes whose weights they read."""
 

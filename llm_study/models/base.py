@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llm_study.core.config import ModelConfig
 from llm_study.core.hub import save_folder
+from llm_study.models._common import check_kept
 from llm_study.nn.cache import Cache
 
 __all__ = ["PretrainedModel", "CausalLM"]
@@ -131,23 +132,24 @@ class PretrainedModel(nn.Module):
         config = {**self.config.to_dict(), **about}
         save_folder(folder, config, self.to_hub(kept), max_shard_bytes=max_shard_bytes)
 
-    def check_ids(self, ids: Tensor) -> None:
+    def check_ids(self, ids: Tensor, *, name: str = "ids") -> None:
         """Check that ids are integers, two-dimensional, and within the vocabulary.
 
         Args:
             ids: ``(B, T)`` token ids.
+            name: what they are called in messages.
 
         Raises:
             ValueError: if they are not.
         """
         V = self.config.vocab_size
         if ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"ids has dtype {ids.dtype}, expected torch.int64")
+            raise ValueError(f"{name} has dtype {ids.dtype}, expected torch.int64")
         if ids.ndim != 2 or not ids.numel():
-            raise ValueError(f"ids has shape {tuple(ids.shape)}, expected (B, T), both at least 1")
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, expected (B, T), both at least 1")
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= V:
-            raise ValueError(f"ids has {low if low < 0 else high}, expected 0 to {V - 1}: vocab_size is {V}")
+            raise ValueError(f"{name} has {low if low < 0 else high}, expected 0 to {V - 1}: vocab_size is {V}")
 
     def _tied(self) -> Mapping[str, str]:
         """Return the entries of ``tied`` that hold for this model: it may have no head."""
@@ -226,7 +228,9 @@ class CausalLM(PretrainedModel):
 
         Args:
             ids: ``(B, T)`` token ids; with a cache only those that are new.
-            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Default: all are.
+            mask: ``(B, T)`` boolean, True where a token is real; padding may stand on either side. Or, without a cache,
+                ``(B, T, T)``, True where the token of a row may see that of a column, if causality and the window of a
+                layer allow it too: so texts that share a row are kept apart. Default: all are.
             positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, padding counted, or what the cache says.
             cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
             logits_to_keep: for how many positions, the last ones, logits are worked out. Default: all.
@@ -235,13 +239,12 @@ class CausalLM(PretrainedModel):
             ``(B, T, V)`` logits, or fewer if ``logits_to_keep`` says so. Those at positions of padding mean nothing.
 
         Raises:
-            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not fit, a position is beyond
-                those that the model has learned, the tokens do not fit into the cache, or ``logits_to_keep`` is not 1
-                to ``T``.
+            ValueError: if an id is outside the vocabulary, ``mask`` or ``positions`` does not fit, a mask ``(B, T, T)``
+                is given with a cache, a position is beyond those that the model has learned, the tokens do not fit into
+                the cache, or ``logits_to_keep`` is not 1 to ``T``.
         """
         self.check_ids(ids)
-        if logits_to_keep is not None and not 1 <= logits_to_keep <= ids.shape[1]:
-            raise ValueError(f"logits_to_keep is {logits_to_keep}, expected 1 to {ids.shape[1]}, the number of ids")
+        check_kept(logits_to_keep, ids)
         hidden = self.body(ids, mask=mask, positions=positions, cache=cache)
         return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 

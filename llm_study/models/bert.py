@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm_study.core.config import BertConfig
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, merge_heads, split_heads
-from llm_study.models._common import check_indices, check_mask, draw
+from llm_study.models._common import check_indices, check_mask, draw, seen
 from llm_study.models.base import PretrainedModel
 from llm_study.nn.basic import LayerNorm
 
@@ -102,7 +102,8 @@ class BertForMaskedLM(PretrainedModel):
         Args:
             ids: ``(B, T)`` token ids.
             mask: ``(B, T)`` boolean, True where a token is real; padding may be on either side. What comes out at
-                padding means nothing. Default: all tokens are real.
+                padding means nothing. Or ``(B, T, T)``, True where the token of a row may see that of a column.
+                Default: all tokens are real.
             positions: ``(B, T)`` or ``(T,)`` integers. Default: 0, 1, 2, …, padding counted.
             types: ``(B, T)`` token types, 0 in the first text and 1 in the second. Default: 0 everywhere.
 
@@ -173,7 +174,7 @@ class _Body(nn.Module):
         """Return ``(B, T, D)`` hidden states."""
         if mask is not None:
             check_mask(mask, ids)
-            mask = mask[:, None, None, :]  # (B, 1, 1, T): which keys are there
+            mask = seen(mask)  # (B, 1, 1 or T, T)
         hidden: Tensor = self.encoder(self.embeddings(ids, positions, types), mask)
         return hidden
 

@@ -17,7 +17,7 @@ from llm_study.core.config import DecoderConfig, Rope
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, sliding_window_mask
 from llm_study.functional.positions import linear_frequencies, llama3_frequencies, rope_cos_sin, rope_frequencies
-from llm_study.models._common import check_mask, draw
+from llm_study.models._common import check_mask, draw, seen
 from llm_study.models.base import CausalLM
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
@@ -169,7 +169,8 @@ class Decoder(nn.Module):
 
         Args:
             ids: ``(B, T)`` token ids; with a cache only those that are new.
-            mask: ``(B, T)`` boolean, True where a token is real. Default: all are.
+            mask: ``(B, T)`` boolean, True where a token is real; or, without a cache, ``(B, T, T)``, True where the
+                token of a row may see that of a column, if causality and the window allow it too. Default: all are.
             positions: ``(B, T)`` position of each token. Default: 0, 1, 2, …, or what the cache says.
             cache: keys and values of the tokens before, to which those of ``ids`` are added. Default: none.
 
@@ -177,10 +178,12 @@ class Decoder(nn.Module):
             ``(B, T, D)``, normalized.
 
         Raises:
-            ValueError: if ``mask`` or ``positions`` does not have the shape of ``ids``, the mask is not boolean, or the
-                tokens do not fit into the cache.
+            ValueError: if ``mask`` or ``positions`` has a shape that does not fit ``ids``, the mask is not boolean, or
+                the tokens do not fit into the cache.
         """
-        _check_like_ids(ids, mask, positions)
+        if mask is not None:
+            check_mask(mask, ids, cached=cache is not None)
+        _check_positions(ids, positions)
         counted = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.begin(ids, mask)
         x = self.embed_tokens(ids)  # (B, T, D)
         positions = counted if positions is None else positions
@@ -223,7 +226,7 @@ class Decoder(nn.Module):
             return self.causal
         else:
             mask = causal_mask(T, device=ids.device)
-        return partial(self.attend, mask=mask if real is None else mask & real[:, None, None, :])
+        return partial(self.attend, mask=mask if real is None else mask & seen(real))
 
 
 # --- layers: where the norms stand
@@ -460,10 +463,8 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
 
 
-def _check_like_ids(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
-    """Check that there is one entry for each id."""
-    if mask is not None:
-        check_mask(mask, ids)
+def _check_positions(ids: Tensor, positions: Tensor | None) -> None:
+    """Check that there is one position for each id."""
     if positions is not None:
         name, shape = "shape of positions", tuple(positions.shape)
         check_equal(name, shape, "shape of ids", tuple(ids.shape), hint="or leave them out")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llm_study.core.config import GPT2Config
 from llm_study.functional.activations import activation
 from llm_study.functional.attention import attention, causal_attention, causal_mask, merge_heads, split_heads
-from llm_study.models._common import check_indices, check_mask, draw
+from llm_study.models._common import check_indices, check_mask, draw, seen
 from llm_study.models.base import CausalLM
 from llm_study.nn.basic import LayerNorm
 from llm_study.nn.cache import Cache
@@ -136,12 +136,12 @@ class _Body(nn.Module):
         """Return ``(B, T, D)`` hidden states, normalized."""
         length = ids.shape[1]
         if mask is not None:
-            check_mask(mask, ids)
+            check_mask(mask, ids, cached=cache is not None)
         counted = torch.arange(length, device=ids.device) if cache is None else cache.begin(ids, mask)
         positions = counted if positions is None else positions
         check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
         if mask is not None:
-            mask = causal_mask(length, device=ids.device) & mask[:, None, None, :]  # (B, 1, T, T)
+            mask = causal_mask(length, device=ids.device) & seen(mask)  # (B, 1, T, T)
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
         meet = partial(_meet, dropout=self.dropout if self.training else 0.0)
         for i, block in enumerate(self.h):

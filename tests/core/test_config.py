@@ -20,6 +20,7 @@ from llm_study.core.config import (
     Qwen2Config,
     Qwen3Config,
     Rope,
+    T5Config,
     config_from_dict,
     model_types,
 )
@@ -32,6 +33,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 8,
 }
 GPT2: dict[str, Any] = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4}
+T5: dict[str, Any] = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -41,12 +43,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 1024,
 }
 KINDS = [BertConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config]
-KINDS += [Qwen3Config]
+KINDS += [Qwen3Config, T5Config]
 
 
 def raw(kind: type[ModelConfig], **more: Any) -> dict[str, Any]:
     """Return the smallest ``config.json`` of a family, with additions."""
-    sizes = GPT2 if kind is GPT2Config else SIZES if kind is BertConfig else GROUPED
+    sizes = {GPT2Config: GPT2, BertConfig: SIZES, T5Config: T5}.get(kind, GROUPED)
     return {"model_type": kind.model_type, **sizes, **more}
 
 
@@ -160,6 +162,41 @@ def test_what_a_file_leaves_open() -> None:
     assert (config.head_dim, config.num_key_value_heads) == (4, 8)
     assert GPT2Config.from_dict({**GPT2, "n_inner": None}).n_inner == 128
     assert GPT2Config.from_dict({**GPT2, "n_inner": 5}).n_inner == 5
+    assert T5Config.from_dict({**T5, "num_decoder_layers": None}).num_decoder_layers == 2
+    assert T5Config.from_dict({**T5, "num_decoder_layers": 5}).num_decoder_layers == 5
+    assert len(T5Config.from_dict({**T5, "num_decoder_layers": 5}).kv_layers()) == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "tied", "scaled"),
+    [
+        ({}, True, True),
+        ({"tie_word_embeddings": True}, True, True),
+        ({"tie_word_embeddings": False}, False, False),  # transformers 4 of version 1.1
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, True, False),  # transformers 5 of the same
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": True}, True, True),
+        ({"tie_word_embeddings": False, "scale_decoder_outputs": None}, False, False),
+    ],
+)
+def test_both_generations_of_t5(more: dict[str, Any], tied: bool, scaled: bool) -> None:
+    config = T5Config.from_dict({**T5, **more})
+    assert (config.tie_word_embeddings, config.scale_decoder_outputs) == (tied, scaled)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "gated"),
+    [
+        ("relu", "relu", False),
+        ("gelu", "gelu", False),
+        ("gated-gelu", "gelu_new", True),
+        ("gated-silu", "silu", True),
+        ("gated-gelu_new", "gelu_new", True),
+    ],
+)
+def test_feed_forward_parts_of_t5(name: str, function: str, gated: bool) -> None:
+    said = {"feed_forward_proj": name, "dense_act_fn": function, "is_gated_act": gated}
+    config = T5Config.from_dict({**T5, **said})
+    assert (config.dense_act_fn, config.is_gated_act) == (function, gated)
 
 
 # --- what is refused
@@ -175,7 +212,7 @@ def message(raw_config: dict[str, Any]) -> str:
 @every_kind
 def test_a_missing_field_is_named(kind: type[ModelConfig]) -> None:
     whole = raw(kind)
-    for name in GPT2 if kind is GPT2Config else SIZES:
+    for name in {GPT2Config: GPT2, T5Config: T5}.get(kind, SIZES):
         lacking = {key: value for key, value in whole.items() if key != name}
         assert message(lacking) == f"some/config.json: {name} is missing"
 
@@ -184,7 +221,7 @@ def test_a_missing_field_is_named(kind: type[ModelConfig]) -> None:
     ("value", "found"), [("gemma3", "'gemma3'"), (None, "None"), (["llama"], r"['llama']"), ("Llama", "'Llama'")]
 )
 def test_an_unknown_family_is_told_the_known_ones(value: object, found: str) -> None:
-    known = "bert, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, qwen2, qwen3"
+    known = "bert, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, qwen2, qwen3, t5"
     assert message({"model_type": value}) == f"some/config.json: model_type is {found}, expected one of {known}"
 
 
@@ -223,6 +260,19 @@ def test_an_unknown_family_is_told_the_known_ones(value: object, found: str) -> 
         (BertConfig, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         (BertConfig, {"is_decoder": True}, "is_decoder is True, expected False"),
         (BertConfig, {"num_attention_heads": 5}, "num_attention_heads = 5 does not divide hidden_size = 32"),
+        (T5Config, {"is_encoder_decoder": False}, "is_encoder_decoder is False, expected True"),
+        (T5Config, {"d_kv": 0}, "d_kv is 0, expected at least 1"),
+        (T5Config, {"num_decoder_layers": -1}, "num_decoder_layers is -1, expected at least 1"),
+        (T5Config, {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2, expected at least 4"),
+        (T5Config, {"relative_attention_num_buckets": 30}, "near and far in two directions = 4 does not divide"),
+        (T5Config, {"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16, expected at least"),
+        (T5Config, {"feed_forward_proj": "swi-glu"}, "feed_forward_proj is 'swi-glu', expected an activation such as"),
+        (T5Config, {"dense_act_fn": "silu"}, "dense_act_fn is 'silu', feed_forward_proj is 'relu', expected the first"),
+        (
+            T5Config,
+            {"is_gated_act": True},
+            "is_gated_act is True, feed_forward_proj is 'relu', expected the first to be",
+        ),
         (LlamaConfig, {"quantization_config": {"bits": 4}}, "quantization_config is set: quantized weights are not"),
         (LlamaConfig, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1.0"),
     ],

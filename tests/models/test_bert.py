@@ -66,6 +66,17 @@ def test_padding_changes_nothing(side: str) -> None:
 
 
 @torch.no_grad()
+def test_texts_that_share_a_row_do_not_see_each_other() -> None:
+    bert, ids, texts = model(), random_ids(2, 10), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 2])
+    mask = ((texts[:, None] == texts) & (texts < 2)).expand(2, -1, -1)  # the last token is padding, and sees nothing
+    together = bert(ids, mask=mask, positions=torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 0]))
+    for text in range(2):
+        alone = bert(ids[:, texts == text])
+        assert close(together.hidden[:, texts == text], alone.hidden)
+        assert close(together.logits[:, texts == text], alone.logits)
+
+
+@torch.no_grad()
 def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     bert, ids = model(), random_ids(3, 8)
     assert close(bert(ids).hidden, torch.cat([bert(row[None]).hidden for row in ids]))
@@ -197,6 +208,7 @@ IDS = torch.zeros(1, 2, dtype=torch.long)
         (IDS, {"types": torch.tensor([[0, -1]])}, "smallest of types is -1"),
         (IDS, {"types": torch.tensor([[0, 1, 1]])}, r"\(1, 3\).*\(1, 2\)"),
         (IDS, {"mask": torch.ones(1, 2)}, "torch.float32"),
+        (IDS, {"mask": torch.ones(1, 2, 3, dtype=torch.bool)}, r"\(1, 2, 3\).*\(1, 2, 2\)"),
         (IDS, {"mask": torch.ones(1, 3, dtype=torch.bool)}, r"\(1, 3\).*\(1, 2\)"),
     ],
 )

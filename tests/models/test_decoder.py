@@ -31,6 +31,7 @@ from llm_study.models.llama import (
     Qwen3ForCausalLM,
 )
 from llm_study.nn.basic import GemmaRMSNorm, RMSNorm
+from llm_study.nn.cache import KVCache
 
 V, W = 29, 4
 SIZES: dict[str, Any] = {
@@ -126,6 +127,42 @@ def test_padding_changes_nothing(family: str, side: str) -> None:
     if side == "left":
         seen = model(torch.cat(parts, dim=1))[real].view(2, 7, V)
         assert not near(seen, alone, 1e-3)  # without the mask the padding is read
+
+
+@every_family
+def test_texts_that_share_a_row_do_not_see_each_other(family: str) -> None:
+    model, lengths = model_of(family), (2 * W + 1, W, 3)  # longer than the window, as long, and padding
+    ids, texts = random_ids(2, sum(lengths)), torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    mask = (texts[:, None] == texts).expand(2, -1, -1)
+    mask = mask & (texts[:, None] < 2)  # padding sees nothing
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
+    together = model(ids, mask=mask, positions=positions)
+    for text in range(2):
+        assert near(together[:, texts == text], model(ids[:, texts == text]), 1e-12)
+    assert together.isfinite().all()
+    assert not near(model(ids, positions=positions)[:, texts == 1], together[:, texts == 1], 1e-3)
+
+
+@every_family
+def test_a_mask_of_pairs_is_met_by_causality_and_windows(family: str) -> None:
+    model, ids, now = model_of(family), random_ids(2, 3 * W), 2 * W
+    everything = torch.ones(2, 3 * W, 3 * W, dtype=torch.bool)
+    assert near(model(ids, mask=everything), model(ids), 1e-13)
+    hidden = everything.clone()
+    hidden[1, now, now - 1] = False  # one token of one row does not see the one before it
+    changed = (model(ids, mask=hidden) - model(ids)).abs().amax(-1)
+    assert (changed[0] == 0).all()
+    assert (changed[1, :now] == 0).all()
+    assert changed[1, now] > 1e-6
+
+
+@every_family
+def test_a_mask_of_pairs_and_a_cache_do_not_go_together(family: str) -> None:
+    model, ids = model_of(family), random_ids(2, 3)
+    cache = KVCache(FAMILIES[family][1], 2, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 3, 3\), expected \(2, 3\).* go without it"):
+        model(ids, mask=torch.ones(2, 3, 3, dtype=torch.bool), cache=cache)
+    assert near(model(ids, cache=cache), model(ids), 1e-12)  # the cache is as it was
 
 
 @every_family
@@ -242,7 +279,7 @@ def test_everything_is_made_where_the_ids_are(family: str) -> None:
     with torch.device("meta"):  # a tensor on another device would not meet those here
         model = kind(config)
     ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
-    for options in ({}, {"mask": ids == 0}, {"positions": ids}):
+    for options in ({}, {"mask": ids == 0}, {"mask": (ids == 0)[:, None].expand(2, 9, 9)}, {"positions": ids}):
         y = model.model(ids, **options)
         assert (y.shape, y.device.type) == ((2, 9, 12), "meta")
 
@@ -313,6 +350,9 @@ def test_frequencies_that_old_files_hold_are_not_read(family: str) -> None:
         ([[0, 1]], {"mask": torch.ones(1, 2)}, r"mask has dtype torch.float32, expected torch.bool"),
         ([[0, 1]], {"mask": torch.ones(1, 3, dtype=torch.bool)}, r"mask is \(1, 3\), shape of ids is \(1, 2\)"),
         ([[0, 1]], {"mask": torch.ones(2, dtype=torch.bool)}, r"mask is \(2,\), shape of ids is \(1, 2\)"),
+        ([[0, 1]], {"mask": torch.ones(1, 2, 2)}, r"mask has dtype torch.float32, expected torch.bool"),
+        ([[0, 1]], {"mask": torch.ones(1, 2, 3, dtype=torch.bool)}, r"mask is \(1, 2, 3\), .* is \(1, 2, 2\)"),
+        ([[0, 1]], {"mask": torch.ones(1, 1, 2, 2, dtype=torch.bool)}, r"mask is \(1, 1, 2, 2\), .* is \(1, 2\)"),
         ([[0, 1]], {"positions": torch.arange(3)[None]}, r"positions is \(1, 3\), shape of ids is \(1, 2\)"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm_study.core.config import GPT2Config
 from llm_study.models.gpt2 import GPT2ForCausalLM
+from llm_study.nn.cache import KVCache
 
 SIZES: dict[str, Any] = {"vocab_size": 29, "n_positions": 12, "n_embd": 12, "n_layer": 2, "n_head": 3}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -57,6 +58,29 @@ def test_padding_changes_nothing(side: str) -> None:
     padded, mask = (torch.cat(column, 1) for column in zip(*parts, strict=True))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     assert close(gpt2(padded, mask=mask, positions=positions)[mask], gpt2(ids).flatten(0, 1))
+
+
+@torch.no_grad()
+def test_texts_that_share_a_row_do_not_see_each_other() -> None:
+    gpt2, ids, texts = model(), random_ids(2, 10), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 2])
+    mask = ((texts[:, None] == texts) & (texts < 2)).expand(2, -1, -1)  # the last token is padding, and sees nothing
+    positions = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 0])
+    together = gpt2(ids, mask=mask, positions=positions)
+    for text in range(2):
+        assert close(together[:, texts == text], gpt2(ids[:, texts == text]))
+    assert together.isfinite().all()
+    assert not close(gpt2(ids, positions=positions)[:, texts == 1], together[:, texts == 1])
+    assert not close(gpt2(ids, mask=mask)[:, texts == 1], together[:, texts == 1])  # positions go on
+
+
+@torch.no_grad()
+def test_a_mask_of_pairs_is_met_by_causality_and_refuses_a_cache() -> None:
+    gpt2, ids, everything = model(), random_ids(2, 6), torch.ones(2, 6, 6, dtype=torch.bool)
+    assert close(gpt2(ids, mask=everything), gpt2(ids))
+    cache = KVCache(gpt2.config, 2, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 6, 6\), expected \(2, 6\).* go without it"):
+        gpt2(ids, mask=everything, cache=cache)
+    assert close(gpt2(ids, cache=cache), gpt2(ids))  # the cache is as it was
 
 
 @torch.no_grad()
@@ -186,6 +210,8 @@ def test_a_wrong_tensor_is_named(name: str, tensor: Tensor | None, message: str)
         (torch.zeros(1, 2, dtype=torch.long), {"positions": torch.tensor([0, 1, 2])}, r"\(3,\).*\(1, 2\)"),
         (torch.zeros(1, 2, dtype=torch.long), {"positions": torch.tensor([0.0, 1.0])}, "torch.float32"),
         (torch.zeros(1, 2, dtype=torch.long), {"mask": torch.ones(1, 2)}, "torch.float32"),
+        (torch.zeros(1, 2, dtype=torch.long), {"mask": torch.ones(1, 2, 2)}, "torch.float32"),
+        (torch.zeros(1, 2, dtype=torch.long), {"mask": torch.ones(1, 3, 3, dtype=torch.bool)}, r"1, 3, 3.*1, 2, 2"),
         (torch.zeros(1, 2, dtype=torch.long), {"mask": torch.ones(1, 3, dtype=torch.bool)}, r"\(1, 3\).*\(1, 2\)"),
     ],
 )
