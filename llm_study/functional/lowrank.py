@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llm_study.core.checks import check_at_least, check_equal, check_ndim
 
 __all__ = [
-    "lora_delta",
     "dora_weight",
     "dora_weight_detached",
     "dora_backward",
@@ -31,6 +31,7 @@ __all__ = [
     "keep_most_important",
     "vera_delta",
     "topk_mixture",
+    "vblora_factors",
     "vblora_delta",
     "loha_delta",
     "lokr_delta",
@@ -39,40 +40,13 @@ __all__ = [
     "mora_size",
     "mora_delta",
     "mora_linear",
+    "randlora_factors",
     "randlora_delta",
     "miss_delta",
     "miss_linear",
     "fourier_delta_reference",
     "fourier_delta",
 ]
-
-
-def lora_delta(a: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor:
-    r"""The difference of LoRA, the measure of all others: :math:`s\,BA`, of rank at most ``R``.
-
-    Args:
-        a: ``(R, I)`` factor that reads the input.
-        b: ``(O, R)`` factor that writes the output.
-        scale: the factor :math:`s`, usually ``alpha / R``.
-
-    Returns:
-        ``(O, I)`` difference.
-
-    Raises:
-        ValueError: if the ranks of the two factors differ.
-
-    Cost: ``2 * O * I * R`` FLOPs.
-
-    References:
-        Hu et al. (2022), arXiv:2106.09685, section 4.1.
-
-    Example:
-        >>> lora_delta(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [3.0]]), scale=2.0)
-        tensor([[ 2.,  4.],
-                [ 6., 12.]])
-    """
-    _check_factors(a, b)
-    return scale * (b @ a)
 
 
 def dora_weight(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
@@ -104,14 +78,15 @@ def dora_weight(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """
     _check_dora(weight, delta, magnitude)
     direction = weight + delta
-    return (magnitude / direction.norm(dim=1))[:, None] * direction
+    norm: Tensor = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+    return magnitude[:, None] / norm * direction
 
 
 def dora_weight_detached(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     r"""The weight of :func:`dora_weight` with the norm held constant in the backward pass.
 
-    The value is the same; the gradient of ``delta`` takes the quotient :math:`m_i / \lVert v_i \rVert` for a constant, so
-    it keeps its component along the direction and no graph of the norm is stored.
+    The value is the same; the gradient of ``delta`` takes the quotient :math:`m_i / \lVert v_i \rVert` for a constant,
+    so it keeps its component along the direction and no graph of the norm is stored.
 
     Args:
         weight: ``(O, I)`` frozen weight.
@@ -137,7 +112,8 @@ def dora_weight_detached(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Te
     """
     _check_dora(weight, delta, magnitude)
     direction = weight + delta
-    return (magnitude / direction.detach().norm(dim=1))[:, None] * direction
+    norm: Tensor = torch.linalg.vector_norm(direction.detach(), dim=1, keepdim=True)
+    return magnitude[:, None] / norm * direction
 
 
 def dora_backward(direction: Tensor, magnitude: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +145,7 @@ def dora_backward(direction: Tensor, magnitude: Tensor, grad: Tensor) -> tuple[T
         (tensor([[ 0.1600, -0.1200]]), tensor([1.4000]))
     """
     _check_dora(direction, grad, magnitude)
-    norm = direction.norm(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     unit = direction / norm
     along = (grad * unit).sum(1, keepdim=True)
     return (magnitude[:, None] / norm) * (grad - along * unit), along[:, 0]
@@ -244,7 +220,7 @@ def orthonormal_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def gradient_factors(gradient: Tensor, rank: int, *, gamma: float = 16.0) -> tuple[Tensor, Tensor]:
     r"""Factors whose first step of training follows the full gradient as well as rank ``2 * R`` can: LoRA-GA.
 
-    .. math:: A = \frac{O^{1/4}}{\sqrt{\gamma}} V_{1 \dots r}^\top, \qquad B = \frac{O^{1/4}}{\sqrt{\gamma}} U_{r+1 \dots 2r}
+    .. math:: A = O^{1/4} \gamma^{-1/2}\, V_{1 \dots r}^\top, \qquad B = O^{1/4} \gamma^{-1/2}\, U_{r+1 \dots 2r}
 
     with the singular vectors of the gradient :math:`G = U \Sigma V^\top` of the frozen weight.
 
@@ -531,6 +507,38 @@ def topk_mixture(logits: Tensor, bank: Tensor, *, topk: int) -> Tensor:
     return (values.softmax(-1)[..., None] * bank[chosen]).sum(-2)
 
 
+def vblora_factors(logits_a: Tensor, logits_b: Tensor, bank: Tensor, *, topk: int) -> tuple[Tensor, Tensor]:
+    r"""The factors of VB-LoRA, pieced together from mixtures of the vectors of one bank.
+
+    Args:
+        logits_a: ``(R, I / C, N)`` which vectors make up each piece of each row of ``A``.
+        logits_b: ``(O / C, R, N)`` which vectors make up each piece of each column of ``B``.
+        bank: ``(N, C)`` vectors that all layers share.
+        topk: how many vectors each piece mixes.
+
+    Returns:
+        ``(R, I)`` and ``(O, R)``, the factors ``a`` and ``b``.
+
+    Raises:
+        ValueError: if the ranks differ, or :func:`topk_mixture` cannot mix.
+
+    Cost: ``2 * topk * R * (O + I)`` FLOPs.
+
+    References:
+        Li et al. (2024), arXiv:2405.15179.
+
+    Example:
+        >>> a, b = vblora_factors(torch.zeros(1, 2, 1), torch.zeros(1, 1, 1), torch.tensor([[1.0, 2.0]]), topk=1)
+        >>> a, b
+        (tensor([[1., 2., 1., 2.]]), tensor([[1.],
+                [2.]]))
+    """
+    check_equal("rank of logits_a", logits_a.shape[0], "rank of logits_b", logits_b.shape[1])
+    a = topk_mixture(logits_a, bank, topk=topk).flatten(1)  # (R, I/C, C) → (R, I)
+    b = topk_mixture(logits_b, bank, topk=topk).mT.flatten(0, 1)  # (O/C, R, C) → (O, R)
+    return a, b
+
+
 def vblora_delta(logits_a: Tensor, logits_b: Tensor, bank: Tensor, *, topk: int) -> Tensor:
     r"""The difference of VB-LoRA: low-rank factors pieced together from mixtures of the vectors of one bank.
 
@@ -543,9 +551,6 @@ def vblora_delta(logits_a: Tensor, logits_b: Tensor, bank: Tensor, *, topk: int)
     Returns:
         ``(O, I)`` difference :math:`BA`.
 
-    Raises:
-        ValueError: if the ranks differ, or :func:`topk_mixture` cannot mix.
-
     Cost: ``2 * O * I * R`` FLOPs.
 
     References:
@@ -557,9 +562,7 @@ def vblora_delta(logits_a: Tensor, logits_b: Tensor, bank: Tensor, *, topk: int)
         tensor([[1., 2., 1., 2.],
                 [2., 4., 2., 4.]])
     """
-    check_equal("rank of logits_a", logits_a.shape[0], "rank of logits_b", logits_b.shape[1])
-    a = topk_mixture(logits_a, bank, topk=topk).flatten(1)  # (R, I)
-    b = topk_mixture(logits_b, bank, topk=topk).mT.flatten(0, 1)  # (O/C, R, C) → (O, R)
+    a, b = vblora_factors(logits_a, logits_b, bank, topk=topk)
     return b @ a
 
 
@@ -657,7 +660,7 @@ def kron_linear(x: Tensor, w1: Tensor, w2: Tensor, *, scale: float = 1.0) -> Ten
         tensor([33., 77.])
     """
     check_equal("width of x", x.shape[-1], "product of the widths of w1 and w2", w1.shape[1] * w2.shape[1])
-    matrix = x.unflatten(-1, (w1.shape[1], w2.shape[1]))
+    matrix = x.reshape(*x.shape[:-1], w1.shape[1], w2.shape[1])
     return scale * (w1 @ (matrix @ w2.mT)).flatten(-2)
 
 
@@ -779,6 +782,39 @@ def mora_linear(x: Tensor, matrix: Tensor, out_features: int) -> Tensor:
     return _repeat(_sum_shards(x, matrix.shape[0]) @ matrix.mT, out_features)
 
 
+def randlora_factors(a: Tensor, b: Tensor, lambda_: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The two factors of RandLoRA's sum, written side by side: a product of them is the sum of :func:`randlora_delta`.
+
+    Args:
+        a: ``(R, 1, M)`` frozen random matrix; ``M`` is the smaller side of the weight.
+        b: ``(L, N, R)`` frozen random matrices; ``L`` is the larger side.
+        lambda_: ``(R, N)`` trained scales.
+        gamma: ``(N, M)`` trained scales.
+
+    Returns:
+        ``(R * N, M)`` scaled copies of ``a``, and ``(L, R * N)``.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Cost: ``2 * R * N * M`` FLOPs.
+
+    References:
+        Albert et al. (2025), arXiv:2502.00987.
+
+    Example:
+        >>> a, b = torch.ones(1, 1, 2), torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])
+        >>> randlora_factors(a, b, torch.tensor([[2.0, 3.0]]), torch.eye(2))[0]
+        tensor([[2., 0.],
+                [0., 3.]])
+    """
+    (R, _, M), N = a.shape, b.shape[1]
+    check_equal("shape of lambda", tuple(lambda_.shape), "(R, N)", (R, N))
+    check_equal("shape of gamma", tuple(gamma.shape), "(N, M)", (N, M))
+    check_equal("rank of b", b.shape[2], "rank of a", R)
+    return (lambda_[..., None] * a * gamma).flatten(0, 1), b.flatten(1)
+
+
 def randlora_delta(a: Tensor, b: Tensor, lambda_: Tensor, gamma: Tensor, *, scale: float = 1.0) -> Tensor:
     r"""The difference of RandLoRA: a weighted sum of random low-rank matrices, of full rank.
 
@@ -795,9 +831,6 @@ def randlora_delta(a: Tensor, b: Tensor, lambda_: Tensor, gamma: Tensor, *, scal
     Returns:
         ``(L, M)`` difference; the caller transposes it if the weight has fewer outputs than inputs.
 
-    Raises:
-        ValueError: if the shapes do not fit together.
-
     Cost: ``2 * L * M * N * R`` FLOPs, that is about ``2 * L * M * M``.
 
     References:
@@ -809,12 +842,8 @@ def randlora_delta(a: Tensor, b: Tensor, lambda_: Tensor, gamma: Tensor, *, scal
         tensor([[2., 0.],
                 [0., 3.]])
     """
-    (R, _, M), N = a.shape, b.shape[1]
-    check_equal("shape of lambda", tuple(lambda_.shape), "(R, N)", (R, N))
-    check_equal("shape of gamma", tuple(gamma.shape), "(N, M)", (N, M))
-    check_equal("rank of b", b.shape[2], "rank of a", R)
-    scaled = (lambda_[..., None] * a * gamma).flatten(0, 1)  # (R·N, M)
-    return scale * (b.flatten(1) @ scaled)
+    small, large = randlora_factors(a, b, lambda_, gamma)
+    return scale * (large @ small)
 
 
 def miss_delta(block: Tensor, in_features: int) -> Tensor:
@@ -936,13 +965,14 @@ def fourier_delta(spectrum: Tensor, indices: Tensor, shape: tuple[int, int], *, 
     check_equal("number of frequencies", indices.shape[1], "number of coefficients", len(spectrum))
     wide = spectrum if spectrum.dtype == torch.float64 else spectrum.float()
     dense = torch.zeros(shape, dtype=wide.dtype, device=wide.device).index_put((indices[0], indices[1]), wide)
-    return (scale * torch.fft.ifft2(dense).real).to(spectrum.dtype)
+    delta: Tensor = torch.fft.ifft2(dense).real
+    return (scale * delta).to(spectrum.dtype)
 
 
 def _sum_shards(x: Tensor, size: int) -> Tensor:
     """Add up the entries of the last dimension whose index leaves the same remainder modulo ``size``."""
     missing = -x.shape[-1] % size
-    return torch.nn.functional.pad(x, (0, missing)).unflatten(-1, (-1, size)).sum(-2)
+    return F.pad(x, (0, missing)).reshape(*x.shape[:-1], -1, size).sum(-2)
 
 
 def _repeat(y: Tensor, width: int) -> Tensor:
