@@ -1,8 +1,8 @@
 """What all adapters have in common: put into a model, trained alone, merged, taken out, saved and loaded.
 
-A *method* says how a layer is adapted: a small frozen dataclass such as :class:`llm_study.peft.lora.LoRA`, which follows
-the protocol :class:`Method`. :func:`inject` lets it build an :class:`Adapter` around every layer that the targets name.
-An adapter holds the layer that it adapts, frozen, and a few tensors of its own.
+A *method* says how a layer is adapted: a small frozen dataclass such as :class:`llm_study.peft.lora.LoRA`, which
+follows the protocol :class:`Method`. :func:`inject` lets it build an :class:`Adapter` around every layer that the
+targets name. An adapter holds the layer that it adapts, frozen, and a few tensors of its own.
 
 To write a method, derive from :class:`Method` and from :class:`Adapter`:
 
@@ -53,7 +53,7 @@ __all__ = [
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHOWN = 3  # how many of each kind of problem a message lists
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
 class Adapter(nn.Module):
@@ -272,9 +272,7 @@ class _Injection:
 # --- into a model and out of it
 
 
-def inject(
-    model: M, method: Method, targets: Sequence[str], *, generator: torch.Generator | None = None
-) -> M:
+def inject(model: _M, method: Method, targets: Sequence[str], *, generator: torch.Generator | None = None) -> _M:
     """Put an adapter around every layer that the targets name, and freeze everything else.
 
     Nothing is changed unless everything fits.
@@ -307,13 +305,13 @@ def inject(
 
 
 def inject_into(
-    model: M,
+    model: _M,
     method: Method,
     names: Sequence[str],
     *,
     targets: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
-) -> M:
+) -> _M:
     """Put adapters around the layers with exactly these names; :func:`inject` finds the names first.
 
     Args:
@@ -358,7 +356,7 @@ def inject_into(
     return model
 
 
-def unload(model: M) -> M:
+def unload(model: _M) -> _M:
     """Take all adapters out: the layers stay as they are, merged or not, and train again if they did before.
 
     Args:
@@ -436,7 +434,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 # --- merging
 
 
-def merge(model: M) -> M:
+def merge(model: _M) -> _M:
     """Write the adapters into the weights of their layers, so that they cost nothing more when the model runs.
 
     The layers keep a copy of the weights as they were, for :func:`unmerge`; :func:`unload` lets it go.
@@ -474,7 +472,7 @@ def merge(model: M) -> M:
     return model
 
 
-def unmerge(model: M) -> M:
+def unmerge(model: _M) -> _M:
     """Give the layers the weights back that they had before :func:`merge`, bit for bit.
 
     Args:
@@ -718,9 +716,17 @@ def check_plain(config: Mapping[str, Any], known: Sequence[str]) -> None:
             raise ValueError(f"{ADAPTER_CONFIG} asks for {field} = {value!r}, which is not supported here")
 
 
-_ABOUT = frozenset(
-    "auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out inference_mode layers_pattern "
-    "layers_to_transform peft_type peft_version revision target_modules task_type".split()
+_ABOUT = (
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "task_type",
+    ),
+    *("exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "target_modules"),
 )  # where the adapter is from and where it goes: its tensors say that too, by their names
 
 
@@ -759,7 +765,9 @@ def _ends(name: str, target: str) -> bool:
 def _nearby(modules: Mapping[str, nn.Module], method: Method) -> str:
     """Say which last names the modules have that the method adapts."""
     names = dict.fromkeys(name.rpartition(".")[2] for name, module in modules.items() if method.takes(module))
-    return f"{type(method).__name__} adapts {', '.join(names)}" if names else f"{type(method).__name__} adapts none here"
+    return (
+        f"{type(method).__name__} adapts {', '.join(names)}" if names else f"{type(method).__name__} adapts none here"
+    )
 
 
 def _check_unique(model: nn.Module, names: Sequence[str]) -> None:
