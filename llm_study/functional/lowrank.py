@@ -907,7 +907,7 @@ def fourier_delta_reference(spectrum: Tensor, indices: Tensor, shape: tuple[int,
     .. math:: \Delta W_{pq} = \frac{\alpha}{OI} \sum_l c_l \cos 2\pi\!\left(\frac{u_l\,p}{O} + \frac{v_l\,q}{I}\right)
 
     Args:
-        spectrum: ``(N,)`` trained coefficients; zeros at the start.
+        spectrum: ``(N,)`` trained coefficients.
         indices: ``(2, N)`` frozen frequencies, row and column of the spectrum.
         shape: ``O`` and ``I`` of the weight.
         scale: the factor :math:`\alpha`.
@@ -941,7 +941,7 @@ def fourier_delta(spectrum: Tensor, indices: Tensor, shape: tuple[int, int], *, 
     .. math:: \Delta W = \alpha \operatorname{Re}\operatorname{ifft2}(F), \qquad F_{u_l v_l} = c_l, \text{ else } 0
 
     Args:
-        spectrum: ``(N,)`` trained coefficients; zeros at the start.
+        spectrum: ``(N,)`` trained coefficients.
         indices: ``(2, N)`` frozen frequencies, row and column of the spectrum, each pair once.
         shape: ``O`` and ``I`` of the weight.
         scale: the factor :math:`\alpha`.

@@ -83,7 +83,7 @@ class AdaLoRA(LinearMethod):
         Returns:
             The settings, under the names of peft, which wants to know the number of steps, 1 if it is not known.
         """
-        return {**super().to_config(), "r": self.init_r, "total_step": self.total_step or self.tinit + self.tfinal + 1}
+        return {**super().to_config(), "total_step": self.total_step or self.tinit + self.tfinal + 1}
 
     def _tensors(
         self, name: str, weight: Tensor, empty: Tensor, generator: torch.Generator | None

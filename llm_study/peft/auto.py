@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from llm_study.core.hub import read_json, read_tensors
+from llm_study.peft.adalora import AdaLoRA
 from llm_study.peft.base import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -16,11 +17,16 @@ from llm_study.peft.base import (
     load_adapter_state_dict,
     unload,
 )
+from llm_study.peft.decomposed import DoRA, LoRAGA, OLoRA, PiSSA
 from llm_study.peft.lora import LoRA, RSLoRA
+from llm_study.peft.lowrank import FourierFT, LoHa, LoKr, MiSS, MoRA
+from llm_study.peft.shared import RandLoRA, VBLoRA, VeRA
 
 __all__ = ["METHODS", "load_adapter", "method_from_config"]
 
-METHODS: tuple[type[Method], ...] = (LoRA, RSLoRA)  # the first that knows a file reads it
+METHODS: tuple[type[Method], ...] = (
+    LoRA, RSLoRA, DoRA, PiSSA, OLoRA, LoRAGA, AdaLoRA, VeRA, VBLoRA, RandLoRA, LoHa, LoKr, MoRA, MiSS, FourierFT,
+)  # the first that knows a file reads it  # fmt: skip
 _M = TypeVar("_M", bound=nn.Module)
 
 

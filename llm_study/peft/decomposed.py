@@ -94,10 +94,10 @@ class DoRALinear(LinearAdapter):
         with torch.no_grad():
             norm = torch.linalg.vector_norm(weight + super().delta(), dim=1)
         update = self.method._apply(own, self.values, weight.shape[0])
-        y = F.linear(x, self.base_layer.get_parameter("weight"))
+        y: Tensor = F.linear(x, self.base_layer.get_parameter("weight"))
         y = (self.lora_magnitude_vector / norm * (y + update)).to(y.dtype)
         bias = self.base_layer.bias
-        return y if not isinstance(bias, Tensor) else y + bias
+        return y + bias if isinstance(bias, Tensor) else y
 
     def delta(self) -> Tensor:
         """Return the weight difference, turned and stretched.

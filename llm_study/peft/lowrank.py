@@ -1,7 +1,7 @@
 r"""Weight differences with structure: LoHa, LoKr, MoRA, MiSS and FourierFT.
 
-All add a difference :math:`\Delta W` to the frozen weight of linear layers and are the identity at the start; they
-differ in how few numbers describe it. The mathematics is in :mod:`llm_study.functional.lowrank`.
+All add a difference :math:`\Delta W` to the frozen weight of linear layers; they differ in how few numbers describe it,
+and in how high its rank can be. The mathematics is in :mod:`llm_study.functional.lowrank`.
 """
 
 import math
@@ -252,6 +252,8 @@ class FourierFT(LinearMethod):
         n_frequency: how many coefficients for each layer.
         scaling: factor on the difference.
         random_loc_seed: seed of the frequencies, which are not stored.
+        init_weights: whether the coefficients start at 0, so that a fresh adapter changes nothing. As in the paper,
+            they are drawn from the standard normal distribution otherwise.
 
     Raises:
         ValueError: if there is no frequency.
@@ -268,29 +270,27 @@ class FourierFT(LinearMethod):
 
     peft_type: ClassVar[str] = "FOURIERFT"
     settings: ClassVar[Mapping[str, str]] = {
-        "n_frequency": "n_frequency", "scaling": "scaling", "random_loc_seed": "random_loc_seed",
-    }  # fmt: skip
-    ignored: ClassVar[tuple[str, ...]] = ("init_weights",)
+        name: name for name in ("n_frequency", "scaling", "random_loc_seed", "init_weights")
+    }
     n_frequency: int = 1000
     scaling: float = 150.0
     random_loc_seed: int = 777
+    init_weights: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("n_frequency", self.n_frequency, 1)
 
-    def to_config(self) -> dict[str, Any]:
-        """Say what ``adapter_config.json`` is to hold.
-
-        Returns:
-            The settings, under the names of peft.
-        """
-        return {**super().to_config(), "init_weights": True}
+    @property
+    def identity(self) -> bool:
+        """Whether the coefficients start at 0."""
+        return self.init_weights
 
     def _tensors(
         self, name: str, weight: Tensor, empty: Tensor, generator: torch.Generator | None
     ) -> dict[str, Tensor]:
         check_at_least(f"{name}: size of the weight", weight.numel(), self.n_frequency, hint="take fewer frequencies")
-        return {"fourierft_spectrum": empty.new_zeros(self.n_frequency)}
+        start = empty.new_zeros(self.n_frequency)
+        return {"fourierft_spectrum": start if self.init_weights else start.normal_(generator=generator)}
 
     def _delta(self, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         spectrum = values["fourierft_spectrum"]
