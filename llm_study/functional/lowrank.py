@@ -653,7 +653,7 @@ def kron_linear(x: Tensor, w1: Tensor, w2: Tensor, *, scale: float = 1.0) -> Ten
     Cost: ``2 * I1 * I2 * O2 + 2 * O1 * I1 * O2`` FLOPs for each vector, instead of ``2 * O1 * O2 * I1 * I2``.
 
     References:
-        Van Loan (2000), The ubiquitous Kronecker product, doi:10.1016/S0377-0427(00)00393-9.
+        Yeh et al. (2024), arXiv:2309.14859.
 
     Example:
         >>> kron_linear(torch.ones(4), torch.tensor([[1.0, 10.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -136,7 +136,9 @@ def test_importance_is_an_average_of_averages(seed: int, steps: int) -> None:
 
 def test_svd_form_and_penalty() -> None:
     a, e, b = randn(0, (3, 8), (3, 1), (6, 3))
-    assert close(L.svd_delta(a, e, b, scale=2.0), 2 * sum(e[i] * torch.outer(b[:, i], a[i]) for i in range(3)))
+    assert close(
+        L.svd_delta(a, e, b, scale=2.0), 2 * torch.stack([e[i] * torch.outer(b[:, i], a[i]) for i in range(3)]).sum(0)
+    )
     q, _ = torch.linalg.qr(a.mT)
     p, _ = torch.linalg.qr(b)
     assert L.orthogonality_penalty(q.mT, p) < 1e-24
@@ -303,7 +305,10 @@ def test_gradients(function: Callable[..., Tensor], shapes: tuple[tuple[int, ...
         (lambda: L.topk_mixture(torch.ones(4), torch.ones(3, 2), topk=1), "4.*3"),
         (lambda: L.topk_mixture(torch.ones(3), torch.ones(3, 2), topk=4), "3, expected at least 4"),
         (lambda: L.vblora_factors(torch.ones(2, 1, 3), torch.ones(1, 4, 3), torch.ones(3, 2), topk=1), "2.*4"),
-        (lambda: L.loha_delta(*[torch.ones(2, 2)] * 3, torch.ones(2, 3)), r"\(2, 2\).*\(2, 3\)"),
+        (
+            lambda: L.loha_delta(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 3)),
+            r"\(2, 2\).*\(2, 3\)",
+        ),
         (lambda: L.kron_linear(torch.ones(5), torch.ones(2, 2), torch.ones(2, 3)), "5.*6"),
         (lambda: L.factor_pair(0), "number is 0"),
         (lambda: L.factor_pair(4, near=0), "near is 0"),
