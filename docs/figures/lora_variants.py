@@ -113,7 +113,7 @@ def fit(plt: Any, _: Translate) -> Any:
     for ax, target, title in ((axes[0], low, _("目标的秩是 4")), (axes[1], full, _("目标满秩"))):
         for name, method in methods:
             count = sum(p.numel() for p in _adapter(method, 32, 0.0).parameters() if p.requires_grad)
-            ax.plot(_fit(method, target, 400), label=_("{name}，{n} 个数").format(name=name, n=count))
+            ax.plot(_fit(method, target, 200), label=_("{name}，{n} 个数").format(name=name, n=count))
         ax.set(title=title, ylabel=_("剩余误差"), yscale="log")
         ax.grid(alpha=0.3)
     floor = lowrank.principal_factors(full, 4)
