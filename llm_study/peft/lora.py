@@ -462,9 +462,9 @@ class LoRA(Method):
         Returns:
             Whether it is a linear layer, an embedding, or a convolution without groups, and no subclass of them.
         """
-        if type(module) in (nn.Conv1d, nn.Conv2d):
-            return module.groups == 1
-        return type(module) in (nn.Linear, nn.Embedding)
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1:
+            return False
+        return type(module) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
 
     def build(
         self,
