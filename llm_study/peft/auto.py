@@ -13,6 +13,7 @@ from llm_study.peft.base import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Method,
+    check_fresh,
     inject_into,
     load_adapter_state_dict,
     unload,
@@ -59,6 +60,7 @@ def load_adapter(model: _M, folder: str | os.PathLike[str]) -> _M:
         ...     torch.equal(load_adapter(base, folder)(x), tuned(x))
         True
     """
+    check_fresh(model)
     config = read_json(Path(folder) / ADAPTER_CONFIG)
     source = Path(folder) / ADAPTER_WEIGHTS
     method, tensors = method_from_config(config), read_tensors(source)

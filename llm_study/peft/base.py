@@ -38,6 +38,7 @@ __all__ = [
     "adapter_dtype",
     "adapter_state_dict",
     "adapters",
+    "check_fresh",
     "check_plain",
     "check_rank",
     "disabled",
@@ -301,6 +302,7 @@ def inject(model: _M, method: Method, targets: Sequence[str], *, generator: torc
         Traceback (most recent call last):
         ValueError: target 'q_proj' matches no module that can be adapted: LoRA adapts 0
     """
+    check_fresh(model)
     return inject_into(model, method, _matched(model, method, targets), targets=targets, generator=generator)
 
 
@@ -335,8 +337,7 @@ def inject_into(
         (torch.Size([2, 8]), torch.Size([4, 2]))
     """
     check_at_least("number of layers to adapt", len(names), 1)
-    if found := next((name for name, x in model.named_modules() if isinstance(x, Adapter)), None):
-        raise ValueError(f"the model has an adapter already, {found}: merge it, and take it out with unload")
+    check_fresh(model)
     _check_unique(model, names)
     modules = {name: model.get_submodule(name) for name in names}
     shared = method.share(modules, generator=generator)
@@ -671,6 +672,22 @@ def adapter_dtype(weight: Tensor) -> torch.dtype:
         (torch.float32, torch.float64)
     """
     return torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
+
+
+def check_fresh(model: nn.Module) -> None:
+    """Check that a model has no adapters yet.
+
+    Args:
+        model: any module.
+
+    Raises:
+        ValueError: if it has.
+
+    Example:
+        >>> check_fresh(nn.Linear(2, 2))
+    """
+    if found := next((name for name, x in model.named_modules() if isinstance(x, Adapter)), None):
+        raise ValueError(f"the model has an adapter already, {found}: merge it, and take it out with unload")
 
 
 def check_rank(name: str, rank: int, shape: Sequence[int]) -> None:

@@ -154,8 +154,9 @@ def batched_lora_reference(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Te
 def batched_lora(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Tensor:
     r"""What LoRA adds, each sequence of a batch with an adapter of its own, all at once.
 
-    The matrices that the batch needs are gathered, and two batched products do the rest; equal to
-    :func:`batched_lora_reference`. The layer itself, which all sequences share, is one product for the whole batch.
+    The matrices that the batch needs are gathered, and two batched products do the rest: two calls, where
+    :func:`batched_lora_reference` makes ``2 * B``. The layer itself, which all sequences share, is one product for the
+    whole batch; that is what sequences with adapters gain over sequences with weights of their own.
 
     Args:
         x: ``(B, T, I)`` input.
@@ -169,7 +170,7 @@ def batched_lora(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Tensor:
     Raises:
         ValueError: if shapes do not fit, or an index is below -1 or not below ``N``.
 
-    Cost: ``2 * B * T * R * (I + O)`` FLOPs, and ``B * R * (I + O)`` numbers are gathered.
+    Cost: ``2 * B * T * R * (I + O)`` FLOPs, and ``B * R * (I + O)`` numbers are copied.
 
     References:
         Chen et al. (2024), Punica, arXiv:2310.18547.
@@ -188,7 +189,7 @@ def batched_lora(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Tensor:
     if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < len(A):
         raise ValueError(f"index has {index.tolist()}, expected -1 to {len(A) - 1}: there are {len(A)} adapters")
     own = index.clamp(min=0)
-    h = torch.bmm(x, A[own].mT) * (index >= 0).to(x.dtype)[:, None, None]  # (B, T, R)
+    h = torch.bmm(x, A[own].mT).masked_fill(index[:, None, None] < 0, 0.0)  # (B, T, R)
     return torch.bmm(h, B[own].mT)
 
 
@@ -462,9 +463,9 @@ class LoRA(Method):
         Returns:
             Whether it is a linear layer, an embedding, or a convolution without groups, and no subclass of them.
         """
-        if type(module) in (nn.Conv1d, nn.Conv2d):
-            return module.groups == 1
-        return type(module) in (nn.Linear, nn.Embedding)
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1:
+            return False
+        return type(module) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
 
     def build(
         self,
