@@ -367,7 +367,7 @@ def smoothed_importance(
         beta2: how slowly the uncertainty follows.
 
     Returns:
-        ``(…)`` three times: the importance ``s``, and ``mean`` and ``spread`` for the next step.
+        ``(…)`` three times, the importance ``s``, and ``mean`` and ``spread`` for the next step.
 
     Cost: a few operations per number.
 

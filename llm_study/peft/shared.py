@@ -214,7 +214,7 @@ class VBLoRA(LinearMethod):
 
     @property
     def identity(self) -> bool:
-        """False: neither factor is 0 at the start, only small."""
+        """Never, since neither factor is 0 at the start, only small."""
         return False
 
     def share(self, modules: Mapping[str, nn.Module], *, generator: torch.Generator | None) -> dict[str, nn.Parameter]:
