@@ -143,7 +143,7 @@ class RankAllocator:
             step: number of the step, from 1 or from 0.
 
         Returns:
-            The budget: how many triplets may be on.
+            The budget, which says how many triplets may be on.
         """
         method, total = self.method, self.method.total_step or 0
         n, last = len(self.layers), total - method.tfinal

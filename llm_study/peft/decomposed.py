@@ -19,12 +19,24 @@ from llm_study.peft.base import Adapter, adapter_dtype, check_rank
 from llm_study.peft.linear import LinearAdapter, LinearMethod
 from llm_study.peft.lowrank import uniform
 
-__all__ = ["DoRA", "DoRALinear", "LoRAGA", "OLoRA", "PiSSA", "ResidualLinear"]
+__all__ = ["DoRA", "DoRALinear", "Factored", "LoRAGA", "OLoRA", "PiSSA", "ResidualLinear"]
 
 
 @dataclass(frozen=True)
-class _Factored(LinearMethod):
-    """Two factors beside a linear layer, stored as those of LoRA."""
+class Factored(LinearMethod):
+    """Two factors beside a linear layer, stored as those of LoRA; the methods of this module derive from it.
+
+    Args:
+        rank: rank of the factors.
+        alpha: the scale is ``alpha / rank``.
+
+    Raises:
+        ValueError: if the rank is below 1.
+
+    Example:
+        >>> DoRA(rank=4, alpha=6).scale
+        1.5
+    """
 
     peft_type: ClassVar[str] = "LORA"
     settings: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
@@ -43,7 +55,17 @@ class _Factored(LinearMethod):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """Read the settings, if the fixed ones are there: they tell these methods from LoRA and from each other."""
+        """Read the settings from ``adapter_config.json``.
+
+        Args:
+            config: what the file says.
+
+        Returns:
+            The method, or None if the file is of another one.
+
+        Raises:
+            ValueError: if the file asks for something that the method does not have.
+        """
         mine = all(config.get(name) == value for name, value in cls.fixed.items())
         return super().from_config(config) if mine else None
 
@@ -113,7 +135,7 @@ class DoRALinear(LinearAdapter):
 
 
 @dataclass(frozen=True)
-class DoRA(_Factored):
+class DoRA(Factored):
     r"""DoRA: :math:`m \circ \frac{W + sBA}{\lVert W + sBA \rVert}`, the length and the direction of each row apart.
 
     Args:
@@ -134,11 +156,21 @@ class DoRA(_Factored):
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {"use_dora": True}
-    ignored: ClassVar[tuple[str, ...]] = (*_Factored.ignored, "init_lora_weights")
+    ignored: ClassVar[tuple[str, ...]] = (*Factored.ignored, "init_lora_weights")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self | None:
-        """Read the settings; a DoRA that starts from factors of the weight is none that is known here."""
+        """Read the settings from ``adapter_config.json``.
+
+        Args:
+            config: what the file says.
+
+        Returns:
+            The method, or None if the file is of another one. A DoRA that starts from factors of the weight is another.
+
+        Raises:
+            ValueError: if the file asks for something that the method does not have.
+        """
         plain = config.get("init_lora_weights", True) in (True, False, "gaussian")
         return super().from_config(config) if plain else None
 
@@ -222,7 +254,7 @@ class ResidualLinear(LinearAdapter):
 
 
 @dataclass(frozen=True)
-class PiSSA(_Factored):
+class PiSSA(Factored):
     r"""PiSSA: LoRA that starts from the principal part of the weight, while the rest is frozen.
 
     The factors are those of :func:`llm_study.functional.lowrank.principal_factors`. In files, as in peft's, only the
@@ -298,7 +330,7 @@ class OLoRA(PiSSA):
 
 
 @dataclass(frozen=True)
-class LoRAGA(_Factored):
+class LoRAGA(Factored):
     r"""LoRA-GA: LoRA whose first step follows the full gradient as closely as its rank allows.
 
     The factors start as :func:`llm_study.functional.lowrank.gradient_factors` says, from gradients of the frozen
