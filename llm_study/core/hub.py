@@ -17,7 +17,7 @@ from llm_study.core.checks import check_at_least
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_config", "load_tensors", "save_folder", "read_json", "CONFIG", "INDEX", "WEIGHTS"]
+__all__ = ["read_config", "load_tensors", "read_tensors", "save_folder", "read_json", "CONFIG", "INDEX", "WEIGHTS"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -119,6 +119,33 @@ def load_tensors(folder: str | os.PathLike[str]) -> "dict[str, Tensor]":
         for name in (name for name, where in place.items() if where == shard and name not in own):
             raise ValueError(f"{folder / shard}: lacks tensor {name}, which {INDEX} promises")
         found |= own
+    return found
+
+
+def read_tensors(file: str | os.PathLike[str]) -> "dict[str, Tensor]":
+    """Read one safetensors file.
+
+    Args:
+        file: its path.
+
+    Returns:
+        ``(…)`` every tensor, by name, in the shape and dtype of the file, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut off or damaged.
+
+    Example:
+        >>> read_tensors("no/such/adapter_model.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/adapter_model.safetensors: there is no such file
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
+    found = dict(_tensors(file))
+    if not found:
+        raise ValueError(f"{file}: holds 0 tensors, expected at least 1")
     return found
 
 
