@@ -137,7 +137,7 @@ def batched_lora_reference(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Te
         ``(B, T, O)`` what is added to the output of the shared layer.
 
     References:
-        Chen et al. (2024), Punica, arXiv:2310.18547.
+        Chen et al. (2023), Punica, arXiv:2310.18547.
 
     Example:
         >>> x, A, B = torch.ones(2, 1, 1), torch.ones(2, 1, 1), torch.tensor([[[3.0]], [[5.0]]])
@@ -173,7 +173,7 @@ def batched_lora(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Tensor:
     Cost: ``2 * B * T * R * (I + O)`` FLOPs, and ``B * R * (I + O)`` numbers are copied.
 
     References:
-        Chen et al. (2024), Punica, arXiv:2310.18547.
+        Chen et al. (2023), Punica, arXiv:2310.18547.
 
     Example:
         >>> x, A, B = torch.ones(2, 1, 1), torch.ones(2, 1, 1), torch.tensor([[[3.0]], [[5.0]]])
