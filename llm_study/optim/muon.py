@@ -143,7 +143,7 @@ def muon_reference(
 
 
 class Muon(GroupedOptimizer):
-    r"""Muon, for the matrices inside a network; embeddings, norms, biases and the last layer go to :class:`AdamW`.
+    r"""Muon, for the matrices inside a network; embeddings, norms, biases and the last layer go to AdamW.
 
     .. math:: \theta \leftarrow (1-\eta\lambda)\,\theta - \eta\,s(M, N)\,\operatorname{NS}\bigl((1-\mu)\,G + \mu B\bigr)
 
