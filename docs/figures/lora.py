@@ -57,7 +57,7 @@ def _errors(difference: Tensor, rank: int, steps: int) -> list[float]:
     goal = layer.weight.detach() + difference
     seed = torch.Generator().manual_seed(1)
     net = inject(nn.Sequential(layer), LoRA(rank=rank, alpha=rank), targets=["0"], generator=seed)
-    optimizer = torch.optim.SGD(trainable(net).values(), lr=0.05)
+    optimizer = torch.optim.SGD(trainable(net).values(), lr=0.1)
     errors = []
     for _ in range(steps):
         loss = (layer.weight + net[0].delta() - goal).square().sum()
@@ -77,7 +77,7 @@ def convergence(plt: Any, _: Translate) -> Any:
     difference = left * sigma @ right.mT
     fig, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
     for rank in (1, 2, 3, 4):
-        ax.plot(_errors(difference, rank, 400), color=f"C{rank - 1}", label=_("秩 {}").format(rank))
+        ax.plot(_errors(difference, rank, 200), color=f"C{rank - 1}", label=_("秩 {}").format(rank))
         if rank < 4:
             ax.axhline(sigma[rank:].square().sum().item(), color=f"C{rank - 1}", linestyle=":", linewidth=1)
     ax.set(yscale="log", ylim=(1e-6, 30), xlabel=_("步"), ylabel=_("离目标的距离的平方"))
@@ -89,7 +89,7 @@ def convergence(plt: Any, _: Translate) -> Any:
 
 def _changes(rank: int, adam: bool) -> tuple[float, float]:
     """Return how much the output changes by the first step, with the scales of LoRA and of rsLoRA."""
-    generator = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(0)
     x, slope = torch.randn(64, generator=generator), torch.randn(32, generator=generator)
     A = torch.randn(200, rank, 64, generator=generator) / 8
     h = A @ x  # (200, R)
@@ -119,7 +119,7 @@ def scaling(plt: Any, _: Translate) -> Any:
 def merging(plt: Any, _: Translate) -> Any:
     generator = torch.Generator().manual_seed(0)
     weight, direction = (torch.randn(20000, generator=generator, dtype=torch.float64) for _side in range(2))
-    ratios = torch.logspace(-5, 0, 26, dtype=torch.float64)
+    ratios = torch.logspace(-5, -0.2, 25, dtype=torch.float64)
     fig, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
     for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16"), (torch.float32, "float32")):
         stored = weight.to(dtype).double()

@@ -194,8 +194,9 @@ class MultiHeadAttention(nn.Module):
 
     def _three(self) -> list[nn.Linear]:
         """Return the layers of queries, keys and values; none if one is not a plain linear layer any more."""
-        layers = [self.q_proj, self.k_proj, self.v_proj]
-        return layers if all(type(layer) is nn.Linear for layer in layers) else []
+        names = ("q_proj", "k_proj", "v_proj")  # asked for every token: past the attributes, at the dictionary
+        found = [layer for name in names if type(layer := self._modules[name]) is nn.Linear]
+        return found if len(found) == len(names) else []
 
     def _lies_side_by_side(self) -> bool:
         """Whether all parameters of the three still lie where :meth:`put_side_by_side` put them."""
@@ -208,7 +209,8 @@ class MultiHeadAttention(nn.Module):
 
 def _parameters(layers: Sequence[nn.Linear]) -> list[Tensor]:
     """Return the weights of all layers, then the biases of those that have one."""
-    return [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+    found = [layer._parameters[name] for name in ("weight", "bias") for layer in layers]
+    return [parameter for parameter in found if parameter is not None]
 
 
 def _places(tensors: Sequence[Tensor]) -> list[int]:

@@ -83,7 +83,7 @@ def method_from_config(config: Mapping[str, Any]) -> Method:
         The method with its settings.
 
     Raises:
-        ValueError: if no method of :data:`METHODS` knows it, or the file asks for something that the method lacks.
+        ValueError: if no method of ``METHODS`` knows it, or the file asks for something that the method lacks.
 
     Example:
         >>> method_from_config({"peft_type": "LORA", "r": 4, "lora_alpha": 8})

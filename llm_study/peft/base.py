@@ -584,8 +584,7 @@ def load_adapter_state_dict(
         source: where they are from, for messages.
 
     Raises:
-        ValueError: if the model has no adapters, they are merged, or tensors are missing, superfluous or of another
-            shape, or a weight is there that is not the model's. Then nothing has changed.
+        ValueError: if there are no adapters, they are merged, or a tensor does not fit; then nothing has changed.
 
     Example:
         >>> from llm_study.peft.lora import LoRA

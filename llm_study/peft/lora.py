@@ -137,7 +137,7 @@ def batched_lora_reference(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Te
         ``(B, T, O)`` what is added to the output of the shared layer.
 
     References:
-        Chen et al. (2024), Punica, arXiv:2310.18547.
+        Chen et al. (2023), Punica, arXiv:2310.18547.
 
     Example:
         >>> x, A, B = torch.ones(2, 1, 1), torch.ones(2, 1, 1), torch.tensor([[[3.0]], [[5.0]]])
@@ -173,7 +173,7 @@ def batched_lora(x: Tensor, A: Tensor, B: Tensor, index: Tensor) -> Tensor:
     Cost: ``2 * B * T * R * (I + O)`` FLOPs, and ``B * R * (I + O)`` numbers are copied.
 
     References:
-        Chen et al. (2024), Punica, arXiv:2310.18547.
+        Chen et al. (2023), Punica, arXiv:2310.18547.
 
     Example:
         >>> x, A, B = torch.ones(2, 1, 1), torch.ones(2, 1, 1), torch.tensor([[[3.0]], [[5.0]]])
@@ -231,18 +231,11 @@ def lora_plus_groups(model: nn.Module, *, lr: float, ratio: float = 16.0) -> lis
 # --- layers
 
 
-class _LoRALayer(Adapter):
-    """What the three kinds of layers have in common: scale and dropout."""
-
-    def __init__(self, base_layer: nn.Module, *, scale: float, dropout: float) -> None:
-        super().__init__(base_layer)
-        self.scale, self.dropout = scale, dropout
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+def _dropped(x: Tensor, p: float, *, training: bool) -> Tensor:
+    return F.dropout(x, p) if p and training else x
 
 
-class LoRALinear(_LoRALayer):
+class LoRALinear(Adapter):
     r"""Linear layer with LoRA: :math:`y = xW^\top + b + s\,(xA^\top)B^\top`.
 
     Args:
@@ -264,7 +257,8 @@ class LoRALinear(_LoRALayer):
     """
 
     def __init__(self, base_layer: nn.Module, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0) -> None:
-        super().__init__(base_layer, scale=scale, dropout=dropout)
+        super().__init__(base_layer)
+        self.scale, self.dropout = scale, dropout
         self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -276,7 +270,13 @@ class LoRALinear(_LoRALayer):
         Returns:
             ``(…, O)`` output.
         """
-        return lora_linear(self.base_layer(x), self._dropped(x), self.lora_A, self.lora_B, scale=self.scale)
+        return lora_linear(
+            self.base_layer(x),
+            _dropped(x, self.dropout, training=self.training),
+            self.lora_A,
+            self.lora_B,
+            scale=self.scale,
+        )
 
     def delta(self) -> Tensor:
         """Return the weight difference.
@@ -295,7 +295,7 @@ class LoRALinear(_LoRALayer):
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
 
 
-class LoRAEmbedding(_LoRALayer):
+class LoRAEmbedding(Adapter):
     r"""Embedding with LoRA: id :math:`i` gets :math:`E_i + s\,(A_{:,i})^\top B^\top`. Dropout does not act here.
 
     Args:
@@ -317,7 +317,8 @@ class LoRAEmbedding(_LoRALayer):
     """
 
     def __init__(self, base_layer: nn.Module, A: Tensor, B: Tensor, *, scale: float) -> None:
-        super().__init__(base_layer, scale=scale, dropout=0.0)
+        super().__init__(base_layer)
+        self.scale = scale
         self.lora_embedding_A, self.lora_embedding_B = nn.Parameter(A), nn.Parameter(B)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -350,7 +351,7 @@ class LoRAEmbedding(_LoRALayer):
         return {"lora_embedding_A": self.lora_embedding_A, "lora_embedding_B": self.lora_embedding_B}
 
 
-class LoRAConv(_LoRALayer):
+class LoRAConv(Adapter):
     """Convolution with LoRA: one with few channels, of the same kernel, stride and padding, then one of width 1.
 
     Args:
@@ -377,7 +378,8 @@ class LoRAConv(_LoRALayer):
     def __init__(
         self, base_layer: nn.Conv1d | nn.Conv2d, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0
     ) -> None:
-        super().__init__(base_layer, scale=scale, dropout=dropout)
+        super().__init__(base_layer)
+        self.scale, self.dropout = scale, dropout
         self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(B)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -390,7 +392,9 @@ class LoRAConv(_LoRALayer):
             ``(B, O, …)`` output.
         """
         y: Tensor = self.base_layer(x)
-        h = self.base_layer._conv_forward(self._dropped(x).to(self.lora_A.dtype), self.lora_A, None)  # (B, R, …)
+        h = self.base_layer._conv_forward(
+            _dropped(x, self.dropout, training=self.training).to(self.lora_A.dtype), self.lora_A, None
+        )  # (B, R, …)
         added = torch.einsum("or,br...->bo...", self.lora_B.flatten(1), h)
         return (y + self.scale * added).to(y.dtype)
 
