@@ -26,7 +26,7 @@ def test_the_termbase_has_enough_terms_in_one_form():
     assert {len(row) for row in cells} == {3}
     assert len({zh for zh, *_ in cells}) == len(cells)
     for zh, en, _ in cells:
-        assert re.fullmatch(r"([A-Za-z]+ )?[\u4e00-\u9fffA-Za-z-]+", zh)
+        assert re.fullmatch(r"([A-Za-z]+ )?[\u4e00-\u9fffA-Za-z–-]+", zh)
         forms = en.split(";")
         assert len(set(map(str.lower, forms))) == len(forms), en
         assert all(re.fullmatch(r"[A-Za-z][A-Za-z\d/'–-]*( [A-Za-z\d/–-]+)*", form) for form in forms), en
