@@ -26,7 +26,10 @@ def learning(plt: Any, _: Translate) -> Any:
     low = record["bits per byte"]
     for order, style in (("order 3", ":"), ("order 6", "--")):
         name = _("{n} 阶 n 元模型").format(n=order.partition(" ")[2])
-        ax.axhline(low[order]["all"], color=NEUTRAL, linestyle=style, linewidth=1.2, label=name)
+        value = low[order]["all"]
+        ax.axhline(value, color=NEUTRAL, linestyle=style, linewidth=1.2, label=f"{name} ({value:.2f})")
+    whole = low["model"]["all"]
+    ax.plot(steps[-1], whole, "*", color="C1", markersize=10, label=f"{_('留出的页，从头读到尾')} ({whole:.2f})")
     ax.set(title=_("每字节比特数"), xlabel=_("步数"), ylim=(1, 5))
     ax.legend(frameon=False)
     return fig

@@ -71,6 +71,25 @@ def test_the_record_is_in_itself_consistent() -> None:
     assert RECORD["steps"] <= RECORD["planned steps"] == SCRIPT.STEPS
 
 
+def test_the_page_that_shows_the_run_says_what_was_recorded() -> None:
+    """Numbers in the prose of general/language_modeling: pages, parameters, passes, minutes, and who is ahead."""
+    assert (RECORD["corpus"]["pages"], len(RECORD["corpus"]["held out"])) == (41, 6)
+    assert 5.5e6 < RECORD["parameters"] < 6.5e6
+    settings, bits = RECORD["settings"], {name: found["all"] for name, found in RECORD["bits per byte"].items()}
+    passes = RECORD["steps"] * settings["batch_size"] * settings["length"] / RECORD["tokens"]
+    assert passes == pytest.approx(2.5, abs=0.15)
+    assert 11 * 60 < RECORD["seconds"] < 19 * 60
+    assert RECORD["machine"]["threads"] == 2
+    assert RECORD["corpus"]["bytes"]["train"] == pytest.approx(1.4e6, rel=0.03)
+    assert bits["model"] / bits["order 6"] == pytest.approx(1.01, abs=0.005)
+    assert bits["model"] < 0.7 * bits["order 3"]
+    assert [round(bits[name], 2) for name in ("model", "order 3", "order 6")] == [2.04, 2.97, 2.02]
+    found = [value for *_, value in RECORD["evaluations"]]
+    assert found == sorted(found, reverse=True)  # still falling at the end
+    assert [round(found[i], 1) for i in (0, -1)] == [3.4, 2.1]
+    assert RECORD["evaluations"][-1][0] == RECORD["steps"] == 600
+
+
 def test_bits_per_byte_are_counted_over_all_bytes() -> None:
     """A model that knows nothing of 256 bytes needs 8 bits; the n-gram model of one text is right about it."""
     held_out = ["abc文"]
