@@ -569,7 +569,7 @@ def spm(prefix: Tensor, middle: Tensor, suffix: Tensor, *, tokens: MiddleTokens)
         ``(P + M + S + 3,)`` ids, trained on as any other text, with :func:`causal`.
 
     References:
-        Bavarian et al. (2022), arXiv:2207.14255, section 3 and its appendix on variants of SPM.
+        Bavarian et al. (2022), arXiv:2207.14255, section 3.1 and appendix D.
 
     Example:
         >>> prefix, middle, suffix = torch.arange(1, 7).split([2, 3, 1])
@@ -726,7 +726,7 @@ UL2_DENOISERS = (
     Denoiser(mode="X", rate=0.15, mean_length=64.0),
     Denoiser(mode="X", rate=0.5, mean_length=64.0),
 )
-"""The seven denoisers of UL2 (Tay et al., 2022, section 3.1)."""
+"""The seven denoisers of UL2 (Tay et al., 2022)."""
 
 
 def denoise(
@@ -753,7 +753,7 @@ def denoise(
         ValueError: as :func:`span_corruption`.
 
     References:
-        Tay et al. (2022), arXiv:2205.05131, section 3.1.
+        Tay et al. (2022), arXiv:2205.05131.
 
     Example:
         >>> ids, targets = denoise(torch.arange(1, 9), Denoiser(mode="S", rate=0.25), sentinels=[99])
@@ -802,7 +802,7 @@ def ul2(
             :func:`span_corruption`.
 
     References:
-        Tay et al. (2022), arXiv:2205.05131, section 3.1.
+        Tay et al. (2022), arXiv:2205.05131.
 
     Example:
         >>> modes, generator = {"R": 90, "S": 91, "X": 92}, torch.Generator().manual_seed(2)

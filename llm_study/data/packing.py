@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llm_study.core.checks import check_at_least, check_equal, check_ndim
+from llm_study.data.objectives import IGNORE
 
 __all__ = [
     "Packed",
@@ -36,7 +37,6 @@ __all__ = [
     "least_rows",
 ]
 
-IGNORED = -100  # the target of a position where nothing is to be predicted
 PADDING = -1  # the segment of a position where no document stands
 
 
@@ -487,12 +487,12 @@ def _lay_out(
     """Put documents in this order wherever ``real``, ``(B, T)``, says that a token stands."""
     lengths = torch.tensor([len(texts[i]) for i in order], device=real.device)
     ends, string = lengths.cumsum(0), torch.cat([texts[i] for i in order])
-    following = string.roll(-1).index_fill(0, ends - 1, IGNORED)
+    following = string.roll(-1).index_fill(0, ends - 1, IGNORE)
     positions = torch.arange(len(string), device=real.device) - (ends - lengths).repeat_interleave(lengths)
     column = torch.arange(real.shape[1], device=real.device).expand_as(real)[real]
     return Packed(
         ids=_fill(real, string, pad_id),
-        targets=_fill(real, following if targets is None else torch.cat([targets[i] for i in order]), IGNORED),
+        targets=_fill(real, following if targets is None else torch.cat([targets[i] for i in order]), IGNORE),
         positions=_fill(real, torch.minimum(positions, column), 0),  # a piece that a row begins with begins anew
         segments=_fill(real, torch.tensor(order, device=real.device).repeat_interleave(lengths), PADDING),
     )

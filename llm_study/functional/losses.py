@@ -745,14 +745,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows, ids = x[i : i + chunk], targets[i : i + chunk, None]
             logp = _widen(rows @ weight.T).log_softmax(dim=-1)  # (C, V)
             loss -= logp.gather(-1, ids).sum() * share
-            if not (wants_x or wants_weight):
-                continue
-            p = logp.exp_()
-            g = p.scatter_add_(-1, ids, p.new_tensor(-1.0).expand(ids.shape)).mul_(share).to(x.dtype)  # (C, V)
-            if grad_x is not None:
-                grad_x[i : i + chunk] = g @ weight
-            if grad_weight is not None:
-                _add_product(grad_weight, g.T, rows)
+            if wants_x or wants_weight:
+                p = logp.exp_()
+                g = p.scatter_add_(-1, ids, p.new_tensor(-1.0).expand(ids.shape)).mul_(share).to(x.dtype)  # (C, V)
+                if grad_x is not None:
+                    grad_x[i : i + chunk] = g @ weight
+                if grad_weight is not None:
+                    _add_product(grad_weight, g.T, rows)
+                del p, g
+            del logp  # or it would be there still while the next chunk is made
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtype = weight.dtype
         return loss

@@ -76,15 +76,16 @@ def test_masking_hides_only_what_it_asks_for(seed: int, rate: float, shares: tup
     assert torch.equal(again.targets, pair.targets)
 
 
-def test_masking_has_its_shares() -> None:
+@pytest.mark.parametrize(("keep", "swap"), [(0.1, 0.2), (0.0, 0.2), (0.0, 1.0)])
+def test_masking_has_its_shares(keep: float, swap: float) -> None:
     V, mask_id, ids = 10, 0, torch.full((400, 500), 7)
-    pair = O.mask_tokens(ids, mask_id=mask_id, vocab_size=V, rate=0.15, keep=0.1, swap=0.2, generator=generator())
+    pair = O.mask_tokens(ids, mask_id=mask_id, vocab_size=V, rate=0.15, keep=keep, swap=swap, generator=generator())
     selected = pair.targets != O.IGNORE
     n = int(selected.sum())
     assert_share(n, ids.numel(), 0.15)
-    expected = dict.fromkeys(range(V), 0.2 / V)  # what is swapped in may be the mask, and the token itself
-    expected[mask_id] += 0.7
-    expected[7] += 0.1
+    expected = dict.fromkeys(range(V), swap / V)  # what is swapped in may be the mask, and the token itself
+    expected[mask_id] += 1 - keep - swap
+    expected[7] += keep
     assert_distribution(Counter(pair.ids[selected].tolist()), expected)
 
 

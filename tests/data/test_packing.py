@@ -77,6 +77,8 @@ def test_every_document_stands_in_one_row_that_has_room(name: str, problem: tupl
 
 @pytest.mark.parametrize("name", ["first", "best"])
 @given(problem=problems())
+@example(problem=([6, 4, 3, 1], 8))
+@example(problem=([13, 9, 5, 3, 2, 2], 17))
 @law
 def test_fast_and_reference_make_the_same_rows(name: str, problem: tuple[list[int], int]) -> None:
     assert FITS[name](*problem) == FITS[f"{name}, reference"](*problem)

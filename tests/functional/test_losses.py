@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_study.functional import losses as L
 from llm_study.functional.attention import softmax_jacobian
+from tests.bench.bench_losses import peak_mib
 
 law = settings(max_examples=40, derandomize=True, deadline=None)
 
@@ -147,7 +148,6 @@ def test_multi_token_prediction(T: int, n: int) -> None:
 @law
 def test_gradient_is_p_minus_y(case: Case) -> None:
     counted = case.targets != -100
-    _, grad = with_gradient(lambda z: 2 * L.cross_entropy(z, case.targets) / 2, case.logits)
     z = case.logits.clone().requires_grad_()
     (grad,) = torch.autograd.grad(L.cross_entropy(z, case.targets), z)
     one_hot = torch.zeros_like(z).scatter_(-1, case.targets.clamp(min=0)[..., None], 1.0)
@@ -368,6 +368,16 @@ def test_linear_cross_entropy_never_holds_all_logits() -> None:
     x, w, y = torch.randn(64, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True), torch.randint(50, (64,))
     assert largest(lambda: L.linear_cross_entropy_reference(x, w, y).backward()) == 64 * 50
     assert largest(lambda: L.linear_cross_entropy(x, w, y, chunk=8).backward()) == 8 * 50
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_linear_cross_entropy_holds_two_copies_of_a_chunk(training: bool) -> None:
+    N, D, V, chunk = 256, 8, 2000, 64
+    x, w = (torch.randn(n, D, requires_grad=training) for n in (N, V))
+    y = torch.randint(V, (N,))
+    gradients = training * (N * D + V * D)
+    most = 4 * (gradients + N * D + 2 * chunk * V + 8 * N)  # bytes: gradients, rows that count, chunk, ids and masks
+    assert peak_mib(lambda: L.linear_cross_entropy(x, w, y, chunk=chunk)) * 2**20 <= most
 
 
 # --- bad input
