@@ -224,6 +224,14 @@ def test_a_new_level_is_accepted_in_the_end_and_nan_never() -> None:
     assert list(guard.history[0]) == [5.0]
 
 
+def test_patience_ends_only_after_refusals_in_a_row() -> None:
+    guard = SpikeGuard(window=4, least=2, patience=3)
+    for x in (1.0, 1.1):
+        guard.accept(x)
+    answers = [guard.accept(x) for x in (5.0, 5.0, 1.05, 5.0, 5.0, 5.0, 5.0)]
+    assert answers == [False, False, True, False, False, False, True]
+
+
 def test_a_guard_goes_on_from_a_checkpoint() -> None:
     guard, resumed = SpikeGuard(window=8, least=4), SpikeGuard(window=8, least=4)
     losses = [*noise(3, 20), 50.0, *noise(4, 3), 2.4, 2.9]
