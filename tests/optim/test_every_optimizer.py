@@ -126,6 +126,17 @@ def test_one_step_by_hand(name: str) -> None:
         assert_close(torch.as_tensor(result), torch.tensor(value, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("start", "grad", "end"), [(0.0, 2.0, -0.1), (3.0, 0.0, 3.0)])
+def test_lamb_has_no_ratio_where_a_length_is_zero(start: float, grad: float, end: float) -> None:
+    p, g, expected = (torch.full((2, 3), x, dtype=torch.float64) for x in (start, grad, end))
+    options = {"lr": 0.1, "eps": 1e-300, "weight_decay": 0.0}
+    w = torch.nn.Parameter(p.clone())
+    w.grad = g
+    F.LAMB([w], **options).step()
+    assert_close(w.detach(), expected)
+    assert_close(F.lamb_reference(p, g, 0 * p, 0 * p, step=1, **options)[0], expected)
+
+
 @pytest.mark.parametrize("warmup_steps", [0, 6])
 def test_schedule_free_equals_its_reference(warmup_steps: int) -> None:
     options: dict[str, Any] = {**ROW, **MOMENTS, "warmup_steps": warmup_steps}
