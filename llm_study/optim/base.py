@@ -137,6 +137,11 @@ class GroupedOptimizer(Optimizer):
         raise NotImplementedError(f"{type(self).__name__} defines neither _update nor _update_one")
 
     @staticmethod
+    def _with_l2(p: Tensor, grad: Tensor, weight_decay: float) -> Tensor:
+        """Add the gradient of half the squared length, times the weight decay, to a gradient."""
+        return grad.add(p, alpha=weight_decay) if weight_decay else grad
+
+    @staticmethod
     def _count(state: dict[str, Any]) -> int:
         """Count a step in the state of a parameter, and return which one it is, from 1."""
         state["step"] = int(state.get("step", 0)) + 1  # a state of torch's own optimizers holds a tensor

@@ -135,7 +135,7 @@ class SGD(GroupedOptimizer):
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         if momentum:
             if "momentum_buffer" in state:
                 state["momentum_buffer"].mul_(momentum).add_(grad)
@@ -214,7 +214,7 @@ class Adagrad(GroupedOptimizer):
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         (total,) = self._buffers(state, p, "sum")
         total.addcmul_(grad, grad)
         p.addcdiv_(grad, total.sqrt().add_(group["eps"]), value=-group["lr"])
@@ -305,7 +305,7 @@ class RMSProp(GroupedOptimizer):
         check_range("alpha", options["alpha"], high=1.0)
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         (v,) = self._buffers(state, p, "square_avg")
         v.mul_(group["alpha"]).addcmul_(grad, grad, value=1 - group["alpha"])
         p.addcdiv_(grad, v.sqrt().add_(group["eps"]), value=-group["lr"])
@@ -401,7 +401,7 @@ class Adam(GroupedOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        grads = [_with_l2(p, grad, group["weight_decay"]) for p, grad in zip(params, grads, strict=True)]
+        grads = [self._with_l2(p, grad, group["weight_decay"]) for p, grad in zip(params, grads, strict=True)]
         for step, tensors in _by_step(self, params, grads, "exp_avg", "exp_avg_sq"):
             for p, g, m, v in _batches(tensors):
                 _adam_(p, g, m, v, step=step, lr=group["lr"], betas=group["betas"], eps=group["eps"])
@@ -599,7 +599,7 @@ class AMSGrad(GroupedOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         m, v, step = _moments(self, p, grad, state, group["betas"])
         (u,) = self._buffers(state, p, "max_exp_avg_sq")
         torch.maximum(u, v, out=u)
@@ -715,7 +715,7 @@ class NAdam(GroupedOptimizer):
         check_range("momentum_decay", options["momentum_decay"])
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         m, v, step = _moments(self, p, grad, state, group["betas"])
         beta1, beta2 = group["betas"]
         mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
@@ -759,8 +759,8 @@ def radam_reference(
         ``(…)`` the new parameter, the new ``m`` and the new ``v``.
 
     References:
-        Liu et al. (2020), arXiv:1908.03265, algorithm 2; with :math:`\varepsilon` beside :math:`\sqrt v`, as PyTorch
-        has it.
+        Liu et al. (2020), arXiv:1908.03265, algorithm 2; with the limit 5, where the paper has 4, and with
+        :math:`\varepsilon` beside :math:`\sqrt v`, as PyTorch has them.
 
     Example:
         >>> zero = torch.zeros(1)
@@ -799,8 +799,8 @@ class RAdam(GroupedOptimizer):
         ValueError: if an option is out of its range.
 
     References:
-        Liu et al. (2020), arXiv:1908.03265, algorithm 2; with :math:`\varepsilon` beside :math:`\sqrt v`, as PyTorch
-        has it.
+        Liu et al. (2020), arXiv:1908.03265, algorithm 2; with the limit 5, where the paper has 4, and with
+        :math:`\varepsilon` beside :math:`\sqrt v`, as PyTorch has them.
 
     Example:
         >>> w = torch.nn.Parameter(torch.zeros(1))
@@ -822,7 +822,7 @@ class RAdam(GroupedOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = _with_l2(p, grad, group["weight_decay"])
+        grad = self._with_l2(p, grad, group["weight_decay"])
         m, v, step = _moments(self, p, grad, state, group["betas"])
         beta1, beta2 = group["betas"]
         size = group["lr"] / (1 - beta1**step)
@@ -1314,11 +1314,6 @@ class ScheduleFreeAdamW(GroupedOptimizer):
         direction = (grad / v.sqrt().add_(group["eps"])).add_(p, alpha=group["weight_decay"])
         p.lerp_(z, c).add_(direction, alpha=gamma * (beta1 * (1 - c) - 1))  # y of the new x and the new z
         z.add_(direction, alpha=-gamma)
-
-
-def _with_l2(p: Tensor, grad: Tensor, weight_decay: float) -> Tensor:
-    """Add the gradient of half the squared length to a gradient."""
-    return grad.add(p, alpha=weight_decay) if weight_decay else grad
 
 
 def _moments(

@@ -85,7 +85,7 @@ def orthogonalize(g: Tensor) -> Tensor:
     Cost: a singular value decomposition.
 
     References:
-        Bernstein and Newhouse (2024), arXiv:2409.20325, section 2.
+        Bernstein and Newhouse (2024), arXiv:2409.20325, proposition 4.
 
     Example:
         >>> orthogonalize(torch.diag(torch.tensor([3.0, -4.0])))

@@ -148,7 +148,8 @@ class Sophia(GroupedOptimizer):
         - \eta\operatorname{clip}\!\left(\frac{m}{\max(\rho h, \varepsilon)}, 1\right)
 
     Every few steps, tell it the curvature: ``optimizer.update_curvature(hutchinson(loss, params))``. Before the first
-    time every number moves by the learning rate.
+    time every number moves by the learning rate. The defaults are the paper's for :func:`hutchinson`; with
+    :func:`gauss_newton_bartlett` it takes ``rho=0.05``.
 
     Args:
         params: ``(…)`` tensors to train, or dictionaries of them with options of their own.
@@ -333,15 +334,17 @@ class Shampoo(GroupedOptimizer):
         _check_full_precision(p)
 
     def _update_one(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else grad
+        grad = self._with_l2(p, grad, group["weight_decay"])
         renew = (self._count(state) - 1) % group["precondition_frequency"] == 0
         direction = grad
         for i, n in enumerate(grad.shape):
             slices = grad.movedim(i, 0).reshape(n, -1)
             whole = n <= group["max_dim"]
             new = slices @ slices.mT if whole else slices.square().sum(dim=1)
-            start = torch.eye(n, dtype=p.dtype, device=p.device) if whole else torch.ones_like(new)
-            total = state.setdefault(f"total_{i}", group["eps"] * start).add_(new)
+            if f"total_{i}" not in state:
+                start = torch.eye(n, dtype=p.dtype, device=p.device) if whole else torch.ones_like(new)
+                state[f"total_{i}"] = group["eps"] * start
+            total = state[f"total_{i}"].add_(new)
             if renew:
                 state[f"root_{i}"] = inverse_root(total, 2 * p.ndim) if whole else total.pow(-1 / (2 * p.ndim))
             direction = _along(direction, state[f"root_{i}"], i)
@@ -412,9 +415,9 @@ class SOAP(GroupedOptimizer):
         \theta \leftarrow (1-\eta\lambda)\,\theta
         - \eta\,Q_L\,\frac{Q_L^\top\hat m\,Q_R}{\sqrt{\hat v} + \varepsilon}\,Q_R^\top
 
-    The first gradient of a matrix only fixes the basis: rotated into its own eigenbasis it is diagonal, and Adam would
-    blow the rounding errors beside the diagonal up to full size. Later the basis follows by one step of orthogonal
-    iteration at a time.
+    The first gradient of a matrix only fixes the basis, as in the authors' code: rotated into its own eigenbasis it is
+    diagonal, and Adam would blow the rounding errors beside the diagonal up to full size. Later the basis follows by
+    one step of orthogonal iteration at a time.
 
     Args:
         params: ``(…)`` tensors to train, in float32 or float64, or dictionaries of them with options of their own.

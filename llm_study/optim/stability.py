@@ -85,7 +85,7 @@ def clip_grad_value(parameters: Iterable[Tensor], max_value: float) -> None:
         ValueError: if ``max_value`` is not positive.
 
     References:
-        Pascanu et al. (2013), arXiv:1211.5063, section 3.2, mention it as what Mikolov used.
+        Pascanu et al. (2013), arXiv:1211.5063, section 3.1, mention it as what Mikolov used.
 
     Example:
         >>> w = torch.zeros(2, requires_grad=True)

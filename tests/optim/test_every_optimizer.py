@@ -83,6 +83,60 @@ def test_equals_its_reference(name: str) -> None:
         assert (p - value).abs().max() <= 1e-9 * value.abs().max()
 
 
+# one step, worked out by hand, of those that no library at hand has: reference, arguments, options, results
+BY_HAND: dict[str, tuple[Any, list[Any], dict[str, Any], list[Any]]] = {
+    "LAMB": (  # u = [1, -1] + 0.5 p = [4, 3], of length 5; p has the length 10
+        F.lamb_reference,
+        [[6.0, 8.0], [3.0, -0.2], [0.0, 0.0], [0.0, 0.0]],
+        {"step": 1, "lr": 0.1, "eps": 0.0, "weight_decay": 0.5},
+        [[5.2, 7.4]],
+    ),
+    "Lion": (  # 0.9 m + 0.1 g = [0.5, -0.7], of other signs than 0.5 m + 0.5 g
+        F.lion_reference,
+        [[1.0, 1.0], [-4.0, 2.0], [1.0, -1.0]],
+        {"lr": 0.1, "betas": (0.9, 0.5), "weight_decay": 0.5},
+        [[0.85, 1.05], [-1.5, 0.5]],
+    ),
+    "schedule-free": (  # y = 3, v = 1/4, γ = 0.4 · 1/2 · 1/2, c = 0.01 / 0.04
+        F.schedule_free_reference,
+        [[2.0], [4.0], [1.0], [0.0], 0.03],
+        {"step": 1, "lr": 0.4, "betas": (0.5, 0.75), "eps": 0.0, "weight_decay": 1.0, "warmup_steps": 2},
+        [[2.375], [3.5], [0.25], 0.04],
+    ),
+    "Sophia": (  # m = 1; m / (0.5 h) = 0.5, 8 and negative, of which the last two become 1
+        sophia_reference,
+        [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [4.0, 0.25, -1.0]],
+        {"lr": 0.1, "beta": 0.5, "rho": 0.5, "weight_decay": 0.5},
+        [[0.9, 0.85, 0.85], [1.0, 1.0, 1.0]],
+    ),
+    "SOAP": (  # rotated, the gradient is [5, -0.1], and Adam goes along [1, -1]; rotated back, that is [1.4, 0.2]
+        soap_reference,
+        [[[1.0], [1.0]], [[3.08], [3.94]], [[0.0], [0.0]], [[0.0], [0.0]], [[0.6, -0.8], [0.8, 0.6]], [[1.0]]],
+        {"step": 1, "lr": 0.1, "eps": 0.0, "weight_decay": 0.5},
+        [[[0.81], [0.93]]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_one_step_by_hand(name: str) -> None:
+    reference, arguments, options, expected = BY_HAND[name]
+    results = reference(*(torch.tensor(x, dtype=torch.float64) for x in arguments), **options)
+    for result, value in zip(results, expected, strict=False):
+        assert_close(torch.as_tensor(result), torch.tensor(value, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("start", "grad", "end"), [(0.0, 2.0, -0.1), (3.0, 0.0, 3.0)])
+def test_lamb_has_no_ratio_where_a_length_is_zero(start: float, grad: float, end: float) -> None:
+    p, g, expected = (torch.full((2, 3), x, dtype=torch.float64) for x in (start, grad, end))
+    options = {"lr": 0.1, "eps": 1e-300, "weight_decay": 0.0}
+    w = torch.nn.Parameter(p.clone())
+    w.grad = g
+    F.LAMB([w], **options).step()
+    assert_close(w.detach(), expected)
+    assert_close(F.lamb_reference(p, g, 0 * p, 0 * p, step=1, **options)[0], expected)
+
+
 @pytest.mark.parametrize("warmup_steps", [0, 6])
 def test_schedule_free_equals_its_reference(warmup_steps: int) -> None:
     options: dict[str, Any] = {**ROW, **MOMENTS, "warmup_steps": warmup_steps}

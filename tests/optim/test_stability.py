@@ -224,6 +224,22 @@ def test_a_new_level_is_accepted_in_the_end_and_nan_never() -> None:
     assert list(guard.history[0]) == [5.0]
 
 
+@pytest.mark.parametrize(("loss", "accepted"), [(3.41, True), (3.42, False)])
+def test_the_bar_is_the_threshold_in_standard_deviations_above_the_mean(loss: float, accepted: bool) -> None:
+    guard = SpikeGuard(window=2, least=2, threshold=1.0)
+    for x in (1.0, 3.0):
+        guard.accept(x)
+    assert guard.accept(loss) is accepted  # 2 + √2, with n - 1 in the deviation
+
+
+def test_patience_ends_only_after_refusals_in_a_row() -> None:
+    guard = SpikeGuard(window=4, least=2, patience=3)
+    for x in (1.0, 1.1):
+        guard.accept(x)
+    answers = [guard.accept(x) for x in (5.0, 5.0, 1.05, 5.0, 5.0, 5.0, 5.0)]
+    assert answers == [False, False, True, False, False, False, True]
+
+
 def test_a_guard_goes_on_from_a_checkpoint() -> None:
     guard, resumed = SpikeGuard(window=8, least=4), SpikeGuard(window=8, least=4)
     losses = [*noise(3, 20), 50.0, *noise(4, 3), 2.4, 2.9]
