@@ -116,8 +116,9 @@ def test_precision_follows_the_device() -> None:
     assert int(count) == int((batch(0)[1] >= 0).sum())
 
 
+@pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(where: str, clip: float | None) -> None:
     net = model()
 
     def loss(m: nn.Module, piece: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,8 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
         bad = total * float("nan") if where == "loss" else total + (m[4].bias * 0).abs().sqrt().sum()
         return (bad if len(run.history.losses) == 2 else total), count
 
-    run = Trainer(net, loss, batch, torch.optim.AdamW(net.parameters()), settings=Settings(steps=5))
+    settings = Settings(steps=5, clip=clip)
+    run = Trainer(net, loss, batch, torch.optim.AdamW(net.parameters()), settings=settings)
     run.step()
     run.step()
     before = [p.detach().clone() for p in net.parameters()]
@@ -151,7 +153,7 @@ def test_evaluation_is_called_when_it_is_due_and_sees_no_dropout() -> None:
     assert [r.tokens for r in reports] == [int((batch(step)[1] >= 0).sum()) for step in range(8)]
     assert history.seconds > 0
     with pytest.raises(ValueError, match="eval_every is 1 and evaluate None"):
-        trainer(model(), eval_every=1).run()
+        trainer(model(), eval_every=1)  # before any step
 
 
 def test_a_run_stops_when_evaluations_get_no_better(tmp_path: Path) -> None:
