@@ -29,7 +29,7 @@ from llm_study.models.llama import LlamaForCausalLM
 from llm_study.optim.first_order import AdamW
 from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
-from llm_study.tokenizers.bpe import ByteLevelBPE, byte_alphabet, split_words, train_bpe
+from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
 from llm_study.training.checkpoint import checkpoints, load_model, model_tensors
 from llm_study.training.distributed import World, shard_parameters
 from llm_study.training.loop import Settings, Trainer, next_token_loss
@@ -252,12 +252,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> ByteLevelBPE:
     words: Counter[bytes] = Counter()
     for text in texts:
         words.update(word.encode() for word in split_words(text))
-    merges = train_bpe(words, vocab_size - 257)
-    alphabet = byte_alphabet()
-    tokens = {id: bytes([byte]) for id, byte in enumerate(sorted(range(256), key=alphabet.__getitem__))}
-    for left, right in merges:
-        tokens[len(tokens)] = tokens[left] + tokens[right]
-    return ByteLevelBPE(tokens, merges, special_tokens={END: len(tokens)})
+    return ByteLevelBPE.from_merges(train_bpe(words, vocab_size - 257), special_tokens=[END])
 
 
 # --- evaluation
