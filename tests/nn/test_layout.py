@@ -70,6 +70,7 @@ def test_layers_that_widen_lie_column_by_column_and_the_three_side_by_side() -> 
     q, k, v = (getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv")
     assert q.stride() == k.stride() == v.stride() == (1, 32 + 16 + 16)
     assert [x.data_ptr() - q.data_ptr() for x in (k, v)] == [4 * 32, 4 * 48]
+    assert layer.self_attn.o_proj.weight.stride() == (1, 32)  # a square
     assert layer.mlp.up_proj.weight.stride() == (1, 64)
     assert layer.mlp.down_proj.weight.stride() == (64, 1)  # it narrows
     assert model.lm_head.weight.stride() == (1, 97)
@@ -194,6 +195,8 @@ def test_adapters_go_in_merge_and_come_out_after_laying_out(targets: list[str]) 
                 nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(i))
         adapted = plain(ids)
         assert not torch.allclose(adapted, before)
+        assert torch.allclose(laid(ids), adapted)
+        lay_out_for_decoding(laid)  # around the adapters
         assert torch.allclose(laid(ids), adapted)
         assert torch.allclose(merge(laid)(ids), adapted)
         assert torch.allclose(unmerge(laid)(ids), adapted)

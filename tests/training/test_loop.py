@@ -72,6 +72,20 @@ def test_pieces_of_any_size_give_the_step_of_the_whole_batch(accumulate: int, cl
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("clip", "step"), [(None, 1000.0), (2.0, 2.0)])
+def test_a_long_gradient_is_clipped_only_where_that_is_said(clip: float | None, step: float) -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    before = net.weight.item()
+    rows = (torch.ones(2, 1, dtype=torch.float64),)
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+
+    def loss(m: nn.Module, piece: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+        return 1000 * m(piece[0]).sum(), len(piece[0])
+
+    Trainer(net, loss, lambda _: rows, optimizer, settings=Settings(steps=1, clip=clip)).run()
+    assert before - net.weight.item() == pytest.approx(step)
+
+
 def test_a_mean_of_means_would_be_another_loss() -> None:
     """So the test above would see it."""
     _, targets = batch(0)
@@ -174,6 +188,7 @@ def test_a_run_stops_when_evaluations_get_no_better(tmp_path: Path) -> None:
     again = make()
     assert again.resume()
     assert again.finished
+    assert again.history == run.history  # the seconds too
     assert again.run().losses == run.history.losses
 
 

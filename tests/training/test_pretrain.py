@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llm_study.__main__ import main
 from llm_study.data.texts import Corpus
@@ -328,7 +329,11 @@ def test_bits_per_byte_are_those_of_the_held_out_bytes() -> None:
     n_bytes = sum(len(text.encode()) for text in held_out)
     n_tokens = sum(len(run.tokenizer.encode(text)) for text in held_out)
     assert run.bits_per_byte(2.0) == pytest.approx(bits_per_byte(2.0, n_tokens, n_bytes))
-    assert evaluate(run.model, *run._windows, batch_size=1) == pytest.approx(evaluate(run.model, *run._windows))
+    ids, targets = run._windows
+    with torch.no_grad():
+        expected = F.cross_entropy(run.model(ids).flatten(0, 1), targets.flatten()).item()
+    for size in (1, 2, 16):
+        assert evaluate(run.model, ids, targets, batch_size=size) == pytest.approx(expected)
 
 
 def test_a_run_without_a_folder_is_saved_where_one_says(tmp_path: Path) -> None:
@@ -346,6 +351,7 @@ def test_norms_have_no_weight_decay_and_the_rate_rises_and_falls() -> None:
     matrices, vectors = run.trainer.optimizer.param_groups
     assert matrices["weight_decay"] == 0.1
     assert vectors["weight_decay"] == 0
+    assert matrices["betas"] == vectors["betas"] == (TINY.beta1, TINY.beta2) == (0.9, 0.95)
     assert {p.ndim for p in matrices["params"]} == {2}
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(run.model.parameters()))
     rates = []
