@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -318,7 +319,18 @@ def test_a_longer_text_than_the_model_is_for(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["params"], ["made-up"], ["params", ".", "--length", "many"], ["generate", "."], ["--made-up"]]
+    "arguments",
+    [
+        [],
+        ["params"],
+        ["made-up"],
+        ["params", ".", "--length", "many"],
+        ["generate", "."],
+        ["train", "--text", "."],
+        ["train", "--out", "."],
+        ["train", "--text", ".", "--out", ".", "--steps", "many"],
+        ["--made-up"],
+    ],
 )
 def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -332,6 +344,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--help"], "params"),
         (["params", "--help"], "FOLDER|CONFIG.json"),
         (["generate", "--help"], "--max-new-tokens N"),
+        (["train", "--help"], "--text FILE|FOLDER"),
         (["--version"], __version__),
     ]:
         with pytest.raises(SystemExit) as caught:
@@ -340,7 +353,22 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().out
 
 
-def test_counting_does_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys; from llm_study.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, "params", write(tmp_path, LLAMA_3_8B)], check=False)
-    assert done.returncode == 0
+WITHOUT_TORCH = """
+import sys
+from llm_study.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:  # argparse leaves after help and usage
+    assert left.code in (0, 2)
+sys.exit("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train"], ["params", "."]])
+def test_help_usage_and_counting_do_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
+    write(tmp_path, LLAMA_3_8B)
+    environment = {**os.environ, "PYTHONPATH": str(Path(llm_study.__file__).parents[1])}
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("usage: python -m llm_study" in done.stdout + done.stderr) == (arguments != ["params", "."])

@@ -133,7 +133,7 @@ def read_tensors(file: str | os.PathLike[str]) -> "dict[str, Tensor]":
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut off or damaged.
+        ValueError: if the file is cut off or damaged, or holds no tensors.
 
     Example:
         >>> read_tensors("no/such/adapter_model.safetensors")

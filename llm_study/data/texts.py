@@ -84,7 +84,7 @@ def split_texts(texts: Sequence[str], held_out: float) -> Corpus:
         last lines of each text.
 
     Raises:
-        ValueError: if nothing is left on one of the sides.
+        ValueError: if ``held_out`` is out of range, or nothing is left on one of the sides.
 
     Example:
         >>> split_texts([str(i) for i in range(10)], 0.2)
@@ -92,6 +92,8 @@ def split_texts(texts: Sequence[str], held_out: float) -> Corpus:
         >>> split_texts(["one\ntwo\nthree\nfour\n"], 0.3)
         Corpus(train=['one\ntwo\nthree\n'], held_out=['four\n'])
     """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is {held_out}, expected above 0 and below 1")
     every = max(round(1 / held_out), 2)
     if len(texts) >= every:
         chosen = [i % every == every - 1 for i in range(len(texts))]

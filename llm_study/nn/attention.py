@@ -193,10 +193,11 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def _three(self) -> list[nn.Linear]:
-        """Return the layers of queries, keys and values; none if one is not a plain linear layer any more."""
+        """Return the layers of queries, keys and values; none if one is not a plain linear layer or has hooks."""
         names = ("q_proj", "k_proj", "v_proj")  # asked for every token: past the attributes, at the dictionary
         found = [layer for name in names if type(layer := self._modules[name]) is nn.Linear]
-        return found if len(found) == len(names) else []
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in found)
+        return found if len(found) == len(names) and not hooked else []
 
     def _lies_side_by_side(self) -> bool:
         """Whether all parameters of the three still lie where :meth:`put_side_by_side` put them."""

@@ -441,6 +441,30 @@ class ByteLevelBPE:
         if len(merges) < n_merges:
             what = f"the corpus gives {len(merges)} merges, vocab_size {vocab_size} asks for {n_merges}"
             raise ValueError(f"{what}: use more text, or vocab_size={vocab_size - n_merges + len(merges)}")
+        return cls.from_merges(merges, pattern=pattern, special_tokens=special_tokens)
+
+    @classmethod
+    def from_merges(
+        cls, merges: Sequence[Pair], *, pattern: str = "gpt4", special_tokens: Sequence[str] = ()
+    ) -> "ByteLevelBPE":
+        """Make the tokenizer of what :func:`train_bpe` has learned.
+
+        Args:
+            merges: pairs of ids; merge ``k`` makes id ``256 + k``.
+            pattern: how text is cut into words, a name in :data:`PATTERNS`.
+            special_tokens: they get the last ids.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: if a special token is named twice, or has the bytes of another token, or there is no such
+                pattern.
+
+        Example:
+            >>> ByteLevelBPE.from_merges([(64, 65)], special_tokens=["<|end|>"]).encode("aabab")
+            [64, 256, 256]
+        """
         tokens = {id: bytes([byte]) for id, byte in enumerate(_BYTE_OF_ID)}
         for left, right in merges:
             tokens[len(tokens)] = tokens[left] + tokens[right]

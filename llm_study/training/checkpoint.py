@@ -111,7 +111,7 @@ def _write_all(folder: Path, checkpoint: Checkpoint) -> None:
 
     files: dict[str, dict[str, Any]] = {}
     for name, tensors in checkpoint.tensors.items():
-        data = save({key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()})
+        data = save({key: x.detach().cpu().clone(memory_format=torch.contiguous_format) for key, x in tensors.items()})
         _write(folder / f"{name}.safetensors", data)
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     state = {"step": checkpoint.step, "files": files, "state": checkpoint.state}

@@ -171,7 +171,7 @@ class Trainer:
         history: what was done so far.
 
     Raises:
-        ValueError: if the device has no such precision.
+        ValueError: if the device has no such precision, or ``eval_every`` is set without ``evaluate``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -199,6 +199,8 @@ class Trainer:
         world: World | None = None,
         report: Callable[[Progress], None] | None = None,
     ) -> None:
+        if settings.eval_every and evaluate is None:
+            raise ValueError(f"eval_every is {settings.eval_every} and evaluate None: pass a function, or set 0")
         self.world = World() if world is None else world
         self.settings = replace(settings, precision=_precision(settings.precision, self.world.device))
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -252,10 +254,9 @@ class Trainer:
         self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
-        if self.settings.clip is not None:
-            norm = whole(clip_grad_norm(parameters, self.settings.clip))
-            if not self._scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step by itself
-                raise self._failed(f"the norm of the gradient is {float(norm)}")
+        norm = whole(clip_grad_norm(parameters, math.inf if self.settings.clip is None else self.settings.clip))
+        if not self._scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step by itself
+            raise self._failed(f"the norm of the gradient is {float(norm)}")
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()
@@ -294,7 +295,8 @@ class Trainer:
             start = time.perf_counter()
             loss = self.step()
             done = len(self.history.losses)
-            value = self._evaluate() if self._is_due(self.settings.eval_every, done) else None
+            evaluate = self.evaluate if self._is_due(self.settings.eval_every, done) else None
+            value = None if evaluate is None else self._evaluate(evaluate)
             self.history.seconds += time.perf_counter() - start
             if self.report is not None and self.world.rank == 0:
                 self.report(Progress(done, self.settings.steps, loss, self._count, value))
@@ -305,13 +307,11 @@ class Trainer:
     def _is_due(self, every: int, done: int) -> bool:
         return every > 0 and (done % every == 0 or done == self.settings.steps)
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, evaluate: Callable[[nn.Module], float]) -> float:
         """Evaluate; every process goes on with what the first one found."""
-        if self.evaluate is None:
-            raise ValueError(f"eval_every is {self.settings.eval_every} and evaluate None: pass a function, or set 0")
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            value = float(self.evaluate(self.model))
+            value = float(evaluate(self.model))
         [value] = sums([value if self.world.rank == 0 else 0.0], self.world)
         self.history.evaluations.append((len(self.history.losses), value))
         return value

@@ -29,7 +29,7 @@ from llm_study.models.llama import LlamaForCausalLM
 from llm_study.optim.first_order import AdamW
 from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
-from llm_study.tokenizers.bpe import ByteLevelBPE, byte_alphabet, split_words, train_bpe
+from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
 from llm_study.training.checkpoint import checkpoints, load_model, model_tensors
 from llm_study.training.distributed import World, shard_parameters
 from llm_study.training.loop import Settings, Trainer, next_token_loss
@@ -131,8 +131,11 @@ class PretrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay}, expected at least 0")
+        if abs(self.seed) >= 2**63:
+            raise ValueError(f"seed is {self.seed}, expected a number of 64 bits")
         check_divides("accumulate", self.accumulate, "batch_size", self.batch_size)
         self.settings()
+        self.model(self.vocab_size)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, source: object = "the settings") -> Self:
@@ -252,12 +255,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> ByteLevelBPE:
     words: Counter[bytes] = Counter()
     for text in texts:
         words.update(word.encode() for word in split_words(text))
-    merges = train_bpe(words, vocab_size - 257)
-    alphabet = byte_alphabet()
-    tokens = {id: bytes([byte]) for id, byte in enumerate(sorted(range(256), key=alphabet.__getitem__))}
-    for left, right in merges:
-        tokens[len(tokens)] = tokens[left] + tokens[right]
-    return ByteLevelBPE(tokens, merges, special_tokens={END: len(tokens)})
+    return ByteLevelBPE.from_merges(train_bpe(words, vocab_size - 257), special_tokens=[END])
 
 
 # --- evaluation
@@ -313,7 +311,7 @@ class Pretraining:
         trainer: the loop; ``trainer.resume()`` and ``trainer.run()`` are yours to call.
 
     Raises:
-        ValueError: if the text is too short, or the folder holds a model but no checkpoint.
+        ValueError: if the text is too short, or the folder is a file, or holds a model but no checkpoint.
         OSError: if the folder cannot be made.
 
     Example:
@@ -437,20 +435,21 @@ class Pretraining:
             ValueError: if there is no folder.
             OSError: if a file cannot be written.
         """
-        folder = self.folder if folder is None else folder
-        if folder is None:
+        chosen = self.folder if folder is None else Path(folder)
+        if chosen is None:
             raise ValueError("folder is None, expected where the model is to lie")
         tensors = model_tensors(self.model)
         if self.world.rank:
             return
         model = LlamaForCausalLM(self.config.model(self.tokenizer.vocab_size))
         load_model(model, tensors)
-        self.tokenizer.save(Path(folder) / TOKENIZER)
+        chosen.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(chosen / TOKENIZER)
         ends = {"bos_token_id": self._end, "eos_token_id": self._end}
-        write_json(Path(folder) / "generation_config.json", ends)
+        write_json(chosen / "generation_config.json", ends)
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
-        write_json(Path(folder) / "tokenizer_config.json", {**about, "model_max_length": self.config.length})
-        model.save_pretrained(folder)
+        write_json(chosen / "tokenizer_config.json", {**about, "model_max_length": self.config.length})
+        model.save_pretrained(chosen)
 
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer.json"
@@ -465,6 +464,8 @@ def _identity(config: PretrainConfig) -> dict[str, Any]:
 
 def _prepared(folder: Path) -> Path:
     """Return the folder of a run, which exists then and holds nothing that the run would write over."""
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file, expected a folder: choose another path for --out")
     if (folder / CONFIG).exists() and not checkpoints(folder / CHECKPOINTS):
         raise ValueError(f"{folder}: holds a model but no checkpoint of a run: choose another folder for --out")
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)

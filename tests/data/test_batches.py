@@ -77,6 +77,7 @@ def test_evaluation_predicts_each_token_once_after_what_stands_before_it(
     texts = [list(range(a, a + n)) for a, n in zip(first, sizes, strict=True)]  # all ids differ
     ids, targets = evaluation_windows(texts, length=length, stride=stride, end=0)
     assert ids.shape == targets.shape == (len(ids), length)
+    assert len(ids) == sum(1 + -(-max(n - length, 0) // stride) for n in sizes if n)  # no more than are needed
     counted = Counter(targets[targets >= 0].tolist())
     assert counted == Counter(id for text in texts for id in text)
     for row, y in zip(ids.tolist(), targets.tolist(), strict=True):

@@ -62,6 +62,12 @@ def test_one_text_loses_its_last_lines() -> None:
     assert (len(train[0]), len(out[0])) == (90, 10)  # no line end: anywhere
 
 
+@pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, float("nan")])
+def test_a_share_that_makes_no_sense_is_told(held_out: float) -> None:
+    with pytest.raises(ValueError, match=f"held_out is {held_out}, expected above 0 and below 1"):
+        split_texts(["one", "two"], held_out)
+
+
 def test_too_little_text_is_told() -> None:
     with pytest.raises(ValueError, match="the text has 1 characters, which leaves nothing to train on: use more text"):
         split_texts(["x"], 0.1)

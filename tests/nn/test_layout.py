@@ -2,10 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 
 from llm_study.core.config import GPT2Config, LlamaConfig, Qwen2Config
 from llm_study.generation import generate
@@ -15,6 +19,8 @@ from llm_study.models.llama import LlamaForCausalLM, Qwen2ForCausalLM
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import RMSNorm
 from llm_study.nn.layout import lay_out_for_decoding
+from llm_study.peft.base import inject, merge, trainable, unload, unmerge
+from llm_study.peft.lora import LoRA
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -64,6 +70,7 @@ def test_layers_that_widen_lie_column_by_column_and_the_three_side_by_side() -> 
     q, k, v = (getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv")
     assert q.stride() == k.stride() == v.stride() == (1, 32 + 16 + 16)
     assert [x.data_ptr() - q.data_ptr() for x in (k, v)] == [4 * 32, 4 * 48]
+    assert layer.self_attn.o_proj.weight.stride() == (1, 32)  # a square
     assert layer.mlp.up_proj.weight.stride() == (1, 64)
     assert layer.mlp.down_proj.weight.stride() == (64, 1)  # it narrows
     assert model.lm_head.weight.stride() == (1, 97)
@@ -78,24 +85,140 @@ def attention(**options: object) -> tuple[MultiHeadAttention, Tensor]:
     return layer, torch.randn(2, 5, 8, dtype=torch.float64)
 
 
+class Products(TorchFunctionMode):
+    """Counts the calls of F.linear."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is F.linear
+        return func(*args, **(kwargs or {}))
+
+
 def products(layer: nn.Module, *inputs: Tensor) -> int:
-    """Return how many linear layers of a module run when it is called."""
-    called: list[nn.Module] = []
-    hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in layer.modules() if type(m) is nn.Linear]
-    layer(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return len(called)
+    """Return how many products with a matrix a module makes when it is called."""
+    with Products() as counted:
+        layer(*inputs)
+    return counted.count
 
 
 def test_one_product_stands_for_three_only_where_nothing_is_trained() -> None:
     layer, x = attention()
     assert products(layer, x) == 4
     with torch.no_grad():
-        assert products(layer, x) == 1  # the output projection
+        assert products(layer, x) == 2  # the other is the output projection
         assert products(layer, x, x.clone()) == 4  # keys and values of another sequence
     with torch.inference_mode():
-        assert products(layer, x) == 1
+        assert products(layer, x) == 2
+
+
+@torch.no_grad()
+def test_hooks_are_called() -> None:
+    layer, x = attention()
+    seen: list[Tensor] = []
+    hook = layer.k_proj.register_forward_hook(lambda module, args, out: seen.append(out))
+    layer(x)
+    assert torch.allclose(seen[0], x @ layer.k_proj.weight.T)
+    hook.remove()
+    assert products(layer, x) == 2
+    prune.custom_from_mask(
+        layer.v_proj, "weight", torch.eye(4, 8)
+    )  # a hook makes the weight, which is no parameter any more
+    pruned = layer.v_proj.weight
+    found = layer(x)
+    prune.remove(layer.v_proj, "weight")
+    assert torch.equal(layer.v_proj.weight, pruned)
+    assert torch.allclose(layer(x), found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_before_or_after(dtype: torch.dtype) -> None:
+    plain = scattered(MultiHeadAttention(8, 4, n_kv_heads=2, bias=True)).to(dtype)
+    before, after = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    lay_out_for_decoding(before)
+    lay_out_for_decoding(after)
+    after.to(dtype)
+    x = torch.randn(2, 5, 8).to(dtype)
+    assert (products(before, x), products(after, x)) == (2, 4)
+    lay_out_for_decoding(after)
+    assert products(after, x) == 2
+    for layer in (before, after):
+        assert {p.dtype for p in layer.parameters()} == {dtype}
+        for name, p in plain.named_parameters():
+            assert torch.equal(p, layer.get_parameter(name)), name
+        assert torch.allclose(layer(x), plain(x), rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_is_loaded_from_what_was_laid_out_and_into_it(assign: bool) -> None:
+    laid, x = attention(bias=True)
+    other = MultiHeadAttention(8, 4, n_kv_heads=2, bias=True).double()
+    state = {name: p.clone() for name, p in other.state_dict().items()}
+    other.load_state_dict(laid.state_dict())
+    assert torch.allclose(other(x), laid(x))
+    laid.load_state_dict(state, assign=assign)
+    assert products(laid, x) == (4 if assign else 2)  # new tensors lie where they were made
+    other.load_state_dict(state)
+    assert torch.allclose(laid(x), other(x))
+
+
+@torch.no_grad()
+def test_weights_that_layers_share_stay_shared() -> None:
+    first, second = (scattered(MultiHeadAttention(8, 4)) for _ in range(2))
+    second.q_proj.weight = first.q_proj.weight  # in two modules
+    second.v_proj.weight = second.k_proj.weight  # twice in one
+    plain, x = copy.deepcopy(nn.ModuleList([first, second])), torch.randn(2, 5, 8, dtype=torch.float64)
+    both = nn.ModuleList([first, second])
+    lay_out_for_decoding(both)
+    assert second.q_proj.weight is first.q_proj.weight
+    assert second.v_proj.weight is second.k_proj.weight
+    for model in (plain, both):
+        model[1].q_proj.weight.mul_(2)
+        model[1].k_proj.weight.add_(1)
+    for a, b in zip(both, plain, strict=True):
+        assert torch.allclose(a(x), b(x))
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "k_proj", "v_proj", "up_proj"]])
+def test_adapters_go_in_merge_and_come_out_after_laying_out(targets: list[str]) -> None:
+    plain = scattered(LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS)))
+    laid = copy.deepcopy(plain)
+    lay_out_for_decoding(laid)
+    ids = torch.randint(97, (2, 9))
+    with torch.no_grad():
+        before = plain(ids)
+        for model in (plain, laid):
+            inject(model, LoRA(rank=2), targets)
+            for i, p in enumerate(trainable(model).values()):
+                nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(i))
+        adapted = plain(ids)
+        assert not torch.allclose(adapted, before)
+        assert torch.allclose(laid(ids), adapted)
+        lay_out_for_decoding(laid)  # around the adapters
+        assert torch.allclose(laid(ids), adapted)
+        assert torch.allclose(merge(laid)(ids), adapted)
+        assert torch.allclose(unmerge(laid)(ids), adapted)
+        assert torch.allclose(unload(merge(laid))(ids), adapted)
+        attend = [module for module in laid.modules() if isinstance(module, MultiHeadAttention)]
+        x = torch.randn(1, 3, 32, dtype=torch.float64)
+        assert [products(module, x) for module in attend] == [4, 4]  # merged weights are new tensors
+        lay_out_for_decoding(laid)
+        assert [products(module, x) for module in attend] == [2, 2]
+        assert torch.allclose(laid(ids), adapted)
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_taken_out_unmerged_leaves_one_product() -> None:
+    model = nn.Sequential(attention()[0])
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    before = model(x)
+    inject(model, LoRA(rank=2), ["q_proj"])
+    assert products(model, x) > 4
+    assert torch.allclose(model(x), before)  # the identity
+    assert torch.equal(unload(unmerge(merge(model)))(x), before)
+    assert products(model, x) == 2
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -72,6 +72,20 @@ def test_pieces_of_any_size_give_the_step_of_the_whole_batch(accumulate: int, cl
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("clip", "step"), [(None, 1000.0), (2.0, 2.0)])
+def test_a_long_gradient_is_clipped_only_where_that_is_said(clip: float | None, step: float) -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    before = net.weight.item()
+    rows = (torch.ones(2, 1, dtype=torch.float64),)
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+
+    def loss(m: nn.Module, piece: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+        return 1000 * m(piece[0]).sum(), len(piece[0])
+
+    Trainer(net, loss, lambda _: rows, optimizer, settings=Settings(steps=1, clip=clip)).run()
+    assert before - net.weight.item() == pytest.approx(step)
+
+
 def test_a_mean_of_means_would_be_another_loss() -> None:
     """So the test above would see it."""
     _, targets = batch(0)
@@ -116,8 +130,9 @@ def test_precision_follows_the_device() -> None:
     assert int(count) == int((batch(0)[1] >= 0).sum())
 
 
+@pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(where: str, clip: float | None) -> None:
     net = model()
 
     def loss(m: nn.Module, piece: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -125,7 +140,8 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
         bad = total * float("nan") if where == "loss" else total + (m[4].bias * 0).abs().sqrt().sum()
         return (bad if len(run.history.losses) == 2 else total), count
 
-    run = Trainer(net, loss, batch, torch.optim.AdamW(net.parameters()), settings=Settings(steps=5))
+    settings = Settings(steps=5, clip=clip)
+    run = Trainer(net, loss, batch, torch.optim.AdamW(net.parameters()), settings=settings)
     run.step()
     run.step()
     before = [p.detach().clone() for p in net.parameters()]
@@ -151,7 +167,7 @@ def test_evaluation_is_called_when_it_is_due_and_sees_no_dropout() -> None:
     assert [r.tokens for r in reports] == [int((batch(step)[1] >= 0).sum()) for step in range(8)]
     assert history.seconds > 0
     with pytest.raises(ValueError, match="eval_every is 1 and evaluate None"):
-        trainer(model(), eval_every=1).run()
+        trainer(model(), eval_every=1)  # before any step
 
 
 def test_a_run_stops_when_evaluations_get_no_better(tmp_path: Path) -> None:
@@ -172,6 +188,7 @@ def test_a_run_stops_when_evaluations_get_no_better(tmp_path: Path) -> None:
     again = make()
     assert again.resume()
     assert again.finished
+    assert again.history == run.history  # the seconds too
     assert again.run().losses == run.history.losses
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llm_study.__main__ import main
 from llm_study.data.texts import Corpus
 from llm_study.functional.information import bits_per_byte
+from llm_study.models import from_pretrained
 from llm_study.tokenizers.bpe import ByteLevelBPE
 from llm_study.training import checkpoint
 from llm_study.training.checkpoint import checkpoints, load_checkpoint
@@ -210,9 +212,15 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "run.toml: no TOML": (lambda p: (p / "run.toml").write_text("length = = 3"), {}),
     "run.toml: hidden_size is '3', expected int": (lambda p: (p / "run.toml").write_text("hidden_size = '3'"), {}),
     "run.toml: seed is True, expected int": (lambda p: (p / "run.toml").write_text("seed = true"), {}),
+    "run.toml: num_attention_heads = 4 does not divide hidden_size = 30": (
+        lambda p: ((p / "run.toml").write_text("hidden_size = 30"), (p / "text.txt").write_text("x")),  # told first
+        {},
+    ),
+    "run.toml: there is no setting 'model'": (lambda p: (p / "run.toml").write_text("[model]\nlength = 3"), {}),
     "run.toml: held_out is 1.5": (lambda p: (p / "run.toml").write_text("held_out = 1.5"), {}),
     "run.toml: there is no such file": (lambda p: (p / "run.toml").unlink(), {}),
     "steps is 0, expected at least 1": (lambda p: None, {"steps": 0}),
+    "out: is a file, expected a folder: choose another path for --out": (lambda p: (p / "out").write_text("x"), {}),
     "out: holds a model but no checkpoint of a run: choose another folder": (
         lambda p: ((p / "out").mkdir(), (p / "out/config.json").write_text("{}")),
         {},
@@ -293,8 +301,9 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
 
 def test_the_tokenizer_is_that_of_byte_level_bpe() -> None:
     for size in (257, 300):
-        ours = train_tokenizer([TEXT], size)
-        assert ours.merges == ByteLevelBPE.train([TEXT], vocab_size=size, special_tokens=[END]).merges
+        ours, same = train_tokenizer([TEXT], size), ByteLevelBPE.train([TEXT], vocab_size=size, special_tokens=[END])
+        assert ours.merges == same.merges
+        assert ours.encode(TEXT) == same.encode(TEXT)
         assert (ours.vocab_size, ours.special_tokens) == (size, {END: size - 1})
         assert ours.decode(ours.encode(TEXT)) == TEXT
     assert train_tokenizer(["ab"], 4096).vocab_size == 258
@@ -320,7 +329,21 @@ def test_bits_per_byte_are_those_of_the_held_out_bytes() -> None:
     n_bytes = sum(len(text.encode()) for text in held_out)
     n_tokens = sum(len(run.tokenizer.encode(text)) for text in held_out)
     assert run.bits_per_byte(2.0) == pytest.approx(bits_per_byte(2.0, n_tokens, n_bytes))
-    assert evaluate(run.model, *run._windows, batch_size=1) == pytest.approx(evaluate(run.model, *run._windows))
+    ids, targets = run._windows
+    with torch.no_grad():
+        expected = F.cross_entropy(run.model(ids).flatten(0, 1), targets.flatten()).item()
+    for size in (1, 2, 16):
+        assert evaluate(run.model, ids, targets, batch_size=size) == pytest.approx(expected)
+
+
+def test_a_run_without_a_folder_is_saved_where_one_says(tmp_path: Path) -> None:
+    run = Pretraining(Corpus([TEXT], ["cat"]), TINY)
+    with pytest.raises(ValueError, match="folder is None, expected where the model is to lie"):
+        run.save()
+    run.save(tmp_path / "new" / "model")
+    ids = run.ids[None, :9]
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "new" / "model")(ids), run.model(ids))
 
 
 def test_norms_have_no_weight_decay_and_the_rate_rises_and_falls() -> None:
@@ -328,6 +351,7 @@ def test_norms_have_no_weight_decay_and_the_rate_rises_and_falls() -> None:
     matrices, vectors = run.trainer.optimizer.param_groups
     assert matrices["weight_decay"] == 0.1
     assert vectors["weight_decay"] == 0
+    assert matrices["betas"] == vectors["betas"] == (TINY.beta1, TINY.beta2) == (0.9, 0.95)
     assert {p.ndim for p in matrices["params"]} == {2}
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(run.model.parameters()))
     rates = []
@@ -351,6 +375,8 @@ def test_norms_have_no_weight_decay_and_the_rate_rises_and_falls() -> None:
         ({"accumulate": 3}, "accumulate = 3 does not divide batch_size = 16"),
         ({"precision": "int4"}, "precision is 'int4'"),
         ({"save_every": 0}, "save_every is 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, expected a number of 64 bits"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"patience": -1}, "patience is -1"),
     ],
 )
