@@ -332,7 +332,8 @@ def rank_budget(step: int, *, total: int, initial: int, final: int, warmup: int 
         ValueError: if warmup and cooldown leave no step between, or the final budget is above the initial.
 
     References:
-        Zhang et al. (2023), arXiv:2303.10512, section 3.3.
+        Zhang et al. (2023), arXiv:2303.10512, section 3.3 and appendix A, whose numerator :math:`t - t_i - t_f` would
+        start above :math:`b_0`; this is the budget of peft.
 
     Example:
         >>> [rank_budget(step, total=10, initial=12, final=4, warmup=2, cooldown=2) for step in range(0, 11, 2)]
@@ -712,7 +713,7 @@ def mora_size(in_features: int, out_features: int, rank: int) -> int:
         ValueError: if the rank is below 1.
 
     References:
-        Jiang et al. (2024), arXiv:2405.12130.
+        Jiang et al. (2024), arXiv:2405.12130; the code of its authors rounds to the nearest number instead.
 
     Example:
         >>> mora_size(4096, 4096, 8)

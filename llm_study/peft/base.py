@@ -344,8 +344,8 @@ def inject_into(
     built = {
         name: method.build(module, name=name, shared=shared, generator=generator) for name, module in modules.items()
     }
-    exact = targets is None or any("*" in target for target in targets)
-    injection = _Injection(method, list(names if exact or targets is None else targets), shared)
+    said = names if targets is None or any("*" in target for target in targets) else targets
+    injection = _Injection(method, list(said), shared)
     injection.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in injection.frozen:
         parameter.requires_grad_(False)

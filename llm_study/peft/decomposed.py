@@ -17,6 +17,7 @@ from llm_study.core.checks import check_at_least, check_equal
 from llm_study.functional import lowrank
 from llm_study.peft.base import Adapter, adapter_dtype, check_rank
 from llm_study.peft.linear import LinearAdapter, LinearMethod
+from llm_study.peft.lora import lora_delta
 from llm_study.peft.lowrank import uniform
 
 __all__ = ["DoRA", "DoRALinear", "Factored", "LoRAGA", "OLoRA", "PiSSA", "ResidualLinear"]
@@ -77,8 +78,7 @@ class Factored(LinearMethod):
         return {"lora_A": uniform(empty, R, columns, generator=generator), "lora_B": empty.new_zeros(rows, R)}
 
     def _delta(self, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        delta: Tensor = self.scale * (values["lora_B"] @ values["lora_A"])
-        return delta
+        return lora_delta(values["lora_A"], values["lora_B"], scale=self.scale)
 
     def _apply(self, x: Tensor, values: Mapping[str, Tensor], width: int) -> Tensor:
         y: Tensor = self.scale * F.linear(F.linear(x, values["lora_A"]), values["lora_B"])
@@ -387,8 +387,8 @@ class LoRAGA(Factored):
         return {"lora_A": a, "lora_B": b, "initial_A": a.clone(), "initial_B": b.clone()}
 
     def _delta(self, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        start = values["initial_B"] @ values["initial_A"]
-        return self.scale * (values["lora_B"] @ values["lora_A"] - start)
+        start = lora_delta(values["initial_A"], values["initial_B"], scale=self.scale)
+        return super()._delta(values, shape) - start
 
     def _apply(self, x: Tensor, values: Mapping[str, Tensor], width: int) -> Tensor:
         start = F.linear(F.linear(x, values["initial_A"]), values["initial_B"])

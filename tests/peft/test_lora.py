@@ -1,5 +1,6 @@
 """LoRA: the fast functions against the equations, the gradients, and what the variants change."""
 
+import copy
 import math
 
 import pytest
@@ -24,6 +25,13 @@ from llm_study.peft.lora import (
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """Fill the tensors of the adapters, so that B = 0 hides nothing."""
+    for i, tensor in enumerate(adapter_state_dict(model).values()):
+        tensor.copy_(random(*tensor.shape, seed=i))
+    return model
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (4,), (2, 3)], ids=str)
@@ -170,13 +178,47 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS, ids=["1d", "2d"])
 def test_convolutions_merge(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    model = inject(nn.Sequential(layer).double(), LoRA(rank=3, alpha=5), targets=["0"])
-    for i, tensor in enumerate(adapter_state_dict(model).values()):
-        tensor.copy_(random(*tensor.shape, seed=i))
+    model = filled(inject(nn.Sequential(copy.deepcopy(layer)).double(), LoRA(rank=3, alpha=5), targets=["0"]))
     x = random(*shape)
     y, base = model(x), model[0].base_layer(x)
     assert (y - base).abs().max() > 1
     assert (merge(model)(x) - y).abs().max() <= 1e-12 * y.abs().max()
+
+
+LAYERS = [(nn.Linear(16, 24), (32, 16)), *CONVOLUTIONS]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=["linear", "conv1d", "conv2d"])
+def test_dropout_is_at_the_entrance_of_the_narrow_path(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """With the same random numbers: the layer on the input, and its weight difference on what is left of the input."""
+    method = LoRA(rank=3, alpha=5, lora_dropout=0.5)
+    model = filled(inject(nn.Sequential(copy.deepcopy(layer)).double(), method, targets=["0"]))
+    adapter, x = model[0], random(*shape)
+    narrow = copy.deepcopy(adapter.base_layer)
+    narrow.weight.data = adapter.delta().detach()
+    nn.init.zeros_(narrow.bias)
+    for training in (True, False):
+        torch.manual_seed(0)
+        y = model.train(training)(x)
+        torch.manual_seed(0)
+        expected = adapter.base_layer(x) + narrow(F.dropout(x, 0.5, training=training))
+        assert (y - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(layer, random(*shape).bfloat16()) for layer, shape in LAYERS] + [(nn.Embedding(50, 16), torch.arange(50))],
+    ids=["linear", "conv1d", "conv2d", "embedding"],
+)
+def test_half_precision_is_rounded_once(layer: nn.Module, x: Tensor) -> None:
+    """What the adapter adds is not rounded before it is added."""
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    model = filled(inject(nn.Sequential(copy.deepcopy(layer)).bfloat16(), LoRA(rank=3, alpha=5), targets=["0"]))
+    wide, exact = copy.deepcopy(model[0]).double(), x.double() if x.is_floating_point() else x
+    expected = model[0].base_layer(x).double() + wide(exact) - wide.base_layer(exact)
+    assert model(x).dtype == torch.bfloat16
+    assert (model(x) == expected.bfloat16()).double().mean() > 0.97  # but for ties that float32 breaks otherwise
 
 
 def test_subclasses_and_groups_are_refused() -> None:

@@ -153,6 +153,16 @@ def test_half_precision_is_computed_in_float32(method: Method) -> None:
     assert exact(X.float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS_HERE if not isinstance(m, DoRA)], ids=str)
+def test_what_is_added_in_half_precision_is_rounded_once(method: Method) -> None:
+    layer, x = inject(net().bfloat16(), prepared(method), TARGETS)[0], X.bfloat16()
+    for parameter in trainable(layer).values():
+        nn.init.normal_(parameter, std=0.3)
+    wide = copy.deepcopy(layer).double()
+    expected = layer.base_layer(x).double() + wide(x.double()) - wide.base_layer(x.double())
+    assert (layer(x) == expected.bfloat16()).double().mean() > 0.97  # but for ties that float32 breaks otherwise
+
+
 @every
 def test_a_copy_shares_nothing_with_the_model_and_random_numbers_come_from_the_generator(method: Method) -> None:
     model = adapted(method, trained=False)
