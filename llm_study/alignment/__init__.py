@@ -1,0 +1,1 @@
+"""Fine-tuning on conversations; import the module you need."""
