@@ -83,7 +83,9 @@ def site(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test: package, parity, docstrings, extensions, and the built site in a browser."""
     build_site(session)
-    run(session, "python", "-m", "pytest", *session.posargs, env="tests-env")
+    # file by file in several processes, each with one thread: two that share all cores slow each other down
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    run(session, "python", "-m", "pytest", *spread, *session.posargs, env="tests-env", OMP_NUM_THREADS="1")
 
 
 @nox.session(**in_docs_env)
