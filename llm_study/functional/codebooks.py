@@ -133,7 +133,7 @@ def midpoint_codebook(*, bits: int) -> Tensor:
         raise ValueError(f"bits is {bits}, expected 2 to 8: a code must fit into a byte")
     levels = 2**bits
     quantiles = torch.special.ndtri(torch.arange(1, levels + 1, dtype=torch.float64) / (levels + 1))
-    values = (quantiles[1:] + quantiles[:-1]) / 2
+    values = _midpoints(quantiles)
     return (values / values[-1]).float()
 
 
@@ -171,7 +171,8 @@ def fp8_codebook() -> Tensor:
     """
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     values = values[values.isfinite()]
-    return torch.unique(values + 0.0) / values.max()  # -0 becomes 0
+    codebook: Tensor = torch.unique(values + 0.0) / values.max()  # -0 becomes 0
+    return codebook
 
 
 def lloyd_max(x: Tensor, codebook: Tensor, *, weights: Tensor | None = None, steps: int = 50) -> Tensor:
