@@ -33,7 +33,6 @@ PUBLISHED = [
 ]  # fmt: skip
 
 
-# [table]
 def test_nf4_is_the_published_table() -> None:
     published = torch.tensor(PUBLISHED, dtype=torch.float64)
     assert (nf4_codebook().double() - published).abs().max() < 2e-7  # the table was computed in float32
@@ -43,7 +42,6 @@ def test_codes_are_those_of_the_published_table() -> None:
     x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
     ours, theirs = (quantize_blockwise(x, codebook=book).codes for book in (nf4_codebook(), torch.tensor(PUBLISHED)))
     assert torch.equal(ours, theirs)
-    # [end]
 
 
 def test_scipy_gives_the_table_from_the_same_quantiles() -> None:
@@ -94,7 +92,6 @@ def nf4(x: Tensor) -> Tensor:
     return dequantize_blockwise(quantize_blockwise(x, codebook=nf4_codebook()))
 
 
-# [loftq]
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """LoftQ of peft: its loop and its decomposition, on the CPU, above our NF4 in place of bitsandbytes."""
@@ -114,7 +111,6 @@ def test_loftq_is_that_of_peft(theirs: ModuleType, steps: int) -> None:
     their_q, their_a, their_b = theirs.loftq_init(OnThisMachine(weight), 4, 8, num_iter=steps)
     assert_close(q, their_q)
     assert_close(b @ a, their_b @ their_a)
-    # [end]
 
 
 def test_the_method_makes_the_same_whole_at_any_scale(theirs: ModuleType) -> None:
