@@ -104,7 +104,7 @@ def nf4_codebook() -> Tensor:
 
 
 def midpoint_codebook(*, bits: int) -> Tensor:
-    r"""The quantiles that the paper of QLoRA writes down: midpoints of neighbors, symmetric and without 0.
+    r"""The values that the paper of QLoRA writes down: midpoints of neighboring quantiles, symmetric around 0.
 
     .. math::
 
