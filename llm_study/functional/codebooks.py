@@ -146,7 +146,7 @@ def fp4_codebook() -> Tensor:
         ``(15,)`` values in ascending order, float32.
 
     References:
-        Rouhani et al. (2023), arXiv:2310.10537, table 1 (E2M1).
+        Rouhani et al. (2023), arXiv:2310.10537: the format E2M1.
 
     Example:
         >>> (6 * fp4_codebook())[7:]
@@ -163,7 +163,7 @@ def fp8_codebook() -> Tensor:
         ``(253,)`` values in ascending order, float32: 0 has two codes in a float, one here; two are no numbers.
 
     References:
-        Micikevicius et al. (2022), arXiv:2209.05433, section 3.
+        Micikevicius et al. (2022), arXiv:2209.05433: the format E4M3.
 
     Example:
         >>> (448 * fp8_codebook())[-3:], (448 * 2**9 * fp8_codebook())[126:129]
@@ -306,7 +306,7 @@ def quantize_blockwise_reference(x: Tensor, *, codebook: Tensor) -> Tensor:
         ValueError: if the codebook is not sorted.
 
     References:
-        Dettmers et al. (2022), arXiv:2110.02861, section 2.1.
+        Dettmers et al. (2022), arXiv:2110.02861.
 
     Example:
         >>> quantize_blockwise_reference(torch.tensor([0.0, 0.4, -3.0, 8.0]), codebook=torch.tensor([-1.0, 0.0, 1.0]))
@@ -344,7 +344,7 @@ def quantize_blockwise(x: Tensor, *, codebook: Tensor, block: int = 64) -> Block
     Cost: reads ``x`` twice and searches ``log2(K)`` times; see :func:`blockwise_bits_per_number`.
 
     References:
-        Dettmers et al. (2022), arXiv:2110.02861, section 2.1; Dettmers et al. (2023), arXiv:2305.14314.
+        Dettmers et al. (2022), arXiv:2110.02861; Dettmers et al. (2023), arXiv:2305.14314.
 
     Example:
         >>> x = torch.tensor([0.0, 0.4, -3.0, 8.0, 0.1])
@@ -528,7 +528,7 @@ def code_bits(codebook: Tensor) -> int:
         ValueError: if there are fewer than 2 values, or more than 256.
 
     References:
-        Dettmers et al. (2022), arXiv:2110.02861, section 1.2: a code is the index of a value.
+        Dettmers et al. (2022), arXiv:2110.02861: a code is the index of a value.
 
     Example:
         >>> code_bits(nf4_codebook()), code_bits(fp8_codebook())

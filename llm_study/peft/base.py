@@ -42,6 +42,7 @@ __all__ = [
     "check_fresh",
     "check_plain",
     "check_rank",
+    "check_untied",
     "disabled",
     "inject",
     "inject_into",
@@ -74,6 +75,7 @@ class Adapter(nn.Module):
         base_layer: the layer that is adapted.
         merged: whether the weights of the layer contain the adapter at the moment.
         enabled: False within :func:`disabled`.
+        replaces: whether :meth:`attach` puts another layer in the place of ``base_layer``.
 
     Example:
         >>> class Shift(Adapter):
@@ -91,6 +93,7 @@ class Adapter(nn.Module):
     """
 
     base_layer: nn.Module
+    replaces: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -311,7 +314,8 @@ def inject(model: _M, method: Method, targets: Sequence[str], *, generator: torc
 
     Raises:
         ValueError: if the model has adapters already, a target matches no module, or a module that the method does not
-            adapt, one module has two names, or the settings of the method do not fit a layer.
+            adapt, one module has two names, a weight that would be replaced is used elsewhere too, or the settings of
+            the method do not fit a layer.
 
     Example:
         >>> from llm_study.peft.lora import LoRA
@@ -348,8 +352,8 @@ def inject_into(
         The model itself.
 
     Raises:
-        ValueError: if the model has adapters already, there are no names, one module has two names, or the settings of
-            the method do not fit a layer.
+        ValueError: if the model has adapters already, there are no names, one module has two names, a weight that
+            would be replaced is used elsewhere too, or the settings of the method do not fit a layer.
 
     Example:
         >>> from llm_study.peft.lora import LoRA
@@ -365,6 +369,8 @@ def inject_into(
     built = {
         name: method.build(module, name=name, shared=shared, generator=generator) for name, module in modules.items()
     }
+    gone = {name: modules[name] for name, adapter in built.items() if adapter.replaces}
+    check_untied(model, gone, what="replacing one would part them")
     said = names if targets is None or any("*" in target for target in targets) else targets
     injection = _Injection(method, list(said), shared)
     injection.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -492,7 +498,7 @@ def merge(model: _M) -> _M:
         raise ValueError("the adapters are merged already: a second time would add them twice")
     if not method.mergeable:
         raise ValueError(f"{type(method).__name__} cannot be merged: its layers are no plain layers with other weights")
-    _check_untied(model, found)
+    check_untied(model, {name: x.base_layer for name, x in found.items()}, what="merging would change both")
     with torch.no_grad():
         new = {name: adapter.merged_weight() for name, adapter in found.items()}
     for name, adapter in found.items():
@@ -698,6 +704,33 @@ def adapter_dtype(weight: Tensor) -> torch.dtype:
     return torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
 
 
+def check_untied(model: nn.Module, layers: Mapping[str, nn.Module], *, what: str) -> None:
+    """Check that no other module uses the weights of some layers.
+
+    Args:
+        model: the model that the layers are in.
+        layers: the layers by name; quantized ones have a weight of their own.
+        what: what would happen to both, for the message.
+
+    Raises:
+        ValueError: if a weight is used at two places, as that of tied embeddings is.
+
+    Example:
+        >>> model = nn.ModuleList([nn.Embedding(4, 8), nn.Linear(8, 4, bias=False)])
+        >>> model[1].weight = model[0].weight
+        >>> check_untied(model, {"1": model[1]}, what="merging would change both")
+        Traceback (most recent call last):
+        ValueError: 0.weight and 1.weight are one tensor: merging would change both; give each its own copy first
+    """
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
+    for layer in layers.values():
+        where = [] if isinstance(layer, QuantizedLinear) else places[id(layer.get_parameter("weight"))]
+        if len(where) > 1:
+            raise ValueError(f"{' and '.join(where)} are one tensor: {what}; give each its own copy first")
+
+
 def matched(model: nn.Module, method: Method, targets: Sequence[str]) -> list[str]:
     """Find the modules that the targets mean.
 
@@ -854,20 +887,6 @@ def _check_unique(model: nn.Module, names: Sequence[str]) -> None:
         where = places[id(model.get_submodule(name))]
         if len(where) > 1:
             raise ValueError(f"{' and '.join(where)} are one module: adapting it at one place would change the other")
-
-
-def _check_untied(model: nn.Module, found: Mapping[str, Adapter]) -> None:
-    """Refuse to change a weight that another module uses too."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
-    for adapter in found.values():
-        if isinstance(adapter.base_layer, QuantizedLinear):
-            continue  # its weight is its own
-        where = places[id(adapter.base_layer.get_parameter("weight"))]
-        if len(where) > 1:
-            text = f"{' and '.join(where)} are one tensor: merging would change both"
-            raise ValueError(f"{text}; give each its own copy first, or leave the adapter unmerged")
 
 
 def _same(stored: Tensor, weight: Tensor) -> bool:

@@ -9,7 +9,7 @@ Files are those of LoRA, for peft too: the quantization belongs to the base and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llm_study.core.checks import check_at_least
 from llm_study.functional.codebooks import BlockQuantized, DoubleQuantized, dequantize_blockwise
 from llm_study.functional.lowrank import loftq_factors
-from llm_study.peft.base import Adapter, adapter_dtype, check_fresh, check_plain, check_rank, matched
+from llm_study.peft.base import Adapter, adapter_dtype, check_fresh, check_plain, check_rank, check_untied, matched
 from llm_study.peft.lora import LoRA, LoRALinear, lora_delta, lora_linear
 from llm_study.peft.quantized import CODEBOOKS, QuantizedLinear, quantize_weight
 
@@ -82,7 +82,8 @@ def quantize_base(model: _M, targets: Sequence[str], *, method: "QLoRA | None" =
         The model itself.
 
     Raises:
-        ValueError: if the model has adapters already, a target matches no linear layer, or a weight is not finite.
+        ValueError: if the model has adapters already, a target matches no linear layer, or a weight is not finite or
+            is used elsewhere too.
 
     Example:
         >>> quantize_base(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), ["0"])
@@ -95,6 +96,7 @@ def quantize_base(model: _M, targets: Sequence[str], *, method: "QLoRA | None" =
     check_fresh(model)
     how = QLoRA() if method is None else method
     names = matched(model, how, targets)
+    check_untied(model, {name: model.get_submodule(name) for name in names}, what="replacing one would part them")
     layers = {name: how.quantized(model.get_submodule(name), name) for name in names}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -118,6 +120,8 @@ class QuantizedLoRALinear(LoRALinear):
         >>> type(model[0]).__name__, type(model[0].base_layer).__name__
         ('QuantizedLoRALinear', 'QuantizedLinear')
     """
+
+    replaces: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """NF4 against the published table and scipy, LoftQ against peft; bitsandbytes is not installed, nor needed."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,8 @@ from llm_study.functional.codebooks import (
     quantize_blockwise,
 )
 from llm_study.functional.lowrank import loftq_factors
-from llm_study.peft.base import inject
-from llm_study.peft.qlora import LoftQ
+from llm_study.peft.base import inject, merge, save_adapter
+from llm_study.peft.qlora import LoftQ, QLoRA
 from tests.parity.closeness import assert_close
 
 # As printed in appendix E of arXiv:2305.14314 and in bitsandbytes/functional.py (get_4bit_type)
@@ -120,6 +121,18 @@ def test_the_method_makes_the_same_whole_at_any_scale(theirs: ModuleType) -> Non
     q, a, b = theirs.loftq_init(OnThisMachine(weight), 4, 8, num_iter=3)
     assert_close(adapter.base_layer.weight, q)
     assert_close(adapter.delta().detach(), b @ a)  # peft multiplies its factors by alpha / r = 2, and is off by that
+
+
+def test_a_file_of_qlora_loads_in_peft_onto_the_weight_that_is_left(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ours = inject(nn.Sequential(nn.Linear(64, 48)), QLoRA(rank=4, alpha=6), ["0"])
+    nn.init.normal_(ours[0].lora_B)
+    save_adapter(ours, tmp_path)
+    base = nn.Sequential(ours[0].base_layer.dense(ours[0].base_layer.weight))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path)
+    x = torch.randn(5, 64)
+    assert_close(ours(x).detach(), theirs(x).detach())
+    assert_close(merge(ours)(x).detach(), theirs.merge_and_unload()(x).detach())
 
 
 def test_peft_itself_needs_bitsandbytes() -> None:

@@ -352,6 +352,19 @@ def test_bad_settings_and_targets_are_refused(tmp_path: Path) -> None:
         inject(quantize_base(net(), ["0"]), MiSS(rank=2), ["0"])
     with pytest.raises(ValueError, match="the model has an adapter already, 0"):
         quantize_base(inject(net(), QLoRA(rank=2), ["0"]), ["2"])
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    for quantize in (
+        lambda model: inject(model, QLoRA(rank=2), ["lm_head"]),
+        lambda model: quantize_base(model, ["lm_head"]),
+    ):
+        model = LlamaForCausalLM(config)
+        with pytest.raises(ValueError, match=r"embed_tokens\.weight and lm_head\.weight are one tensor: replacing one"):
+            quantize(model)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert all(p.requires_grad for p in model.parameters())
     save_adapter(adapted(LoftQ(rank=3)), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["loftq_config"]["loftq_bits"] = 8
