@@ -198,7 +198,7 @@ def lloyd_max(x: Tensor, codebook: Tensor, *, weights: Tensor | None = None, ste
     Cost: ``steps`` times a search for each number.
 
     References:
-        Lloyd (1982), Least squares quantization in PCM, IEEE Transactions on Information Theory 28.
+        Lloyd (1982), Least squares quantization in PCM.
 
     Example:
         >>> lloyd_max(torch.tensor([0.0, 1.0, 8.0, 10.0]), torch.tensor([0.0, 2.0]))

@@ -146,6 +146,7 @@ def test_zeros_ends_and_values_are_exact(book: Tensor) -> None:
     x[0] = 0.0
     once = C.dequantize_blockwise(C.quantize_blockwise(x, codebook=book))
     assert (once[0] == 0).all()
+    assert 0 not in book or not once[0].signbit().any()  # the code of 0, not -1 times 0
     ends = x.abs() == x.abs().amax(-1, keepdim=True)
     assert torch.equal(once[ends], x[ends])
     assert torch.equal(C.dequantize_blockwise(C.quantize_blockwise(once, codebook=book)), once)
