@@ -8,7 +8,7 @@ library peft stores.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ __all__ = [
     "principal_factors",
     "orthonormal_factors",
     "gradient_factors",
+    "loftq_factors",
     "svd_delta",
     "orthogonality_penalty",
     "rank_budget",
@@ -251,6 +252,56 @@ def gradient_factors(gradient: Tensor, rank: int, *, gamma: float = 16.0) -> tup
     u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
     factor = gradient.shape[0] ** 0.25 / gamma**0.5
     return factor * vh[:rank], factor * u[:, rank : 2 * rank]
+
+
+def loftq_factors(
+    weight: Tensor, rank: int, *, quantize: Callable[[Tensor], Tensor], scale: float = 1.0, steps: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""A quantized matrix, and the factors that make up best for what it lost: the initialization of LoftQ.
+
+    Starting from :math:`BA = 0`, each step quantizes what the factors leave, and takes new factors from what the
+    quantization leaves:
+
+    .. math::
+
+        Q_t = q(W - s\,B_{t-1}A_{t-1}), \qquad
+        B_t, A_t = \operatorname*{arg\,min}_{B, A} \lVert W - Q_t - s\,BA \rVert_F
+
+    The second half of a step is the best there is. The first is not, so the error need not fall from step to step.
+
+    Args:
+        weight: ``(O, I)`` matrix.
+        rank: rank of the factors, at most the smaller side.
+        quantize: ``(O, I)`` in and out: returns what is left of a matrix when it is quantized.
+        scale: the factor :math:`s` that the product will be multiplied with.
+        steps: how many steps to take.
+
+    Returns:
+        ``(O, I)``, ``(R, I)`` and ``(O, R)``: the matrix that :math:`q` returned last, and the factors ``a`` and ``b``.
+
+    Raises:
+        ValueError: if the rank is below 1 or above the smaller side of the matrix, or ``steps`` is below 1.
+
+    Cost: ``steps`` singular value decompositions, ``O(O * I * min(O, I))`` FLOPs each.
+
+    References:
+        Li et al. (2023), arXiv:2310.08659, algorithm 1.
+
+    Example:
+        >>> weight = torch.tensor([[1.25, 2.5], [0.5, 1.0]])
+        >>> q, a, b = loftq_factors(weight, 1, quantize=torch.floor)
+        >>> torch.allclose(q + b @ a, weight)  # what floor leaves, [[0.25, 0.5], [0.5, 0.0]], has rank 2
+        False
+        >>> (weight - q - b @ a).norm() < (weight - q).norm()
+        tensor(True)
+    """
+    _check_rank(rank, weight)
+    check_at_least("steps", steps, 1)
+    a, b = weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
+    for _ in range(steps):
+        quantized = quantize(weight - scale * b @ a)
+        a, b = principal_factors(weight - quantized, rank, scale=scale)
+    return quantized, a, b
 
 
 def svd_delta(a: Tensor, e: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor:

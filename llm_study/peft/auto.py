@@ -21,12 +21,14 @@ from llm_study.peft.base import (
 from llm_study.peft.decomposed import DoRA, LoRAGA, OLoRA, PiSSA
 from llm_study.peft.lora import LoRA, RSLoRA
 from llm_study.peft.lowrank import FourierFT, LoHa, LoKr, MiSS, MoRA
+from llm_study.peft.qlora import LoftQ
 from llm_study.peft.shared import RandLoRA, VBLoRA, VeRA
 
 __all__ = ["METHODS", "load_adapter", "method_from_config"]
 
 METHODS: tuple[type[Method], ...] = (
     LoRA, RSLoRA, DoRA, PiSSA, OLoRA, LoRAGA, AdaLoRA, VeRA, VBLoRA, RandLoRA, LoHa, LoKr, MoRA, MiSS, FourierFT,
+    LoftQ,
 )  # the first that knows a file reads it  # fmt: skip
 _M = TypeVar("_M", bound=nn.Module)
 

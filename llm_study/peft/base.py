@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least
+from llm_study.peft.quantized import QuantizedLinear
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -41,15 +42,18 @@ __all__ = [
     "check_fresh",
     "check_plain",
     "check_rank",
+    "check_untied",
     "disabled",
     "inject",
     "inject_into",
     "load_adapter_state_dict",
+    "matched",
     "merge",
     "save_adapter",
     "trainable",
     "unload",
     "unmerge",
+    "weight_of",
 ]
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,6 +75,7 @@ class Adapter(nn.Module):
         base_layer: the layer that is adapted.
         merged: whether the weights of the layer contain the adapter at the moment.
         enabled: False within :func:`disabled`.
+        replaces: whether :meth:`attach` puts another layer in the place of ``base_layer``.
 
     Example:
         >>> class Shift(Adapter):
@@ -88,12 +93,13 @@ class Adapter(nn.Module):
     """
 
     base_layer: nn.Module
+    replaces: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.merged, self.enabled = False, True
-        self._original: Tensor | None = None
+        self._original: Tensor | tuple[nn.Module] | None = None  # the tuple keeps a module out of the parameters
         self._injection: _Injection | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -165,8 +171,26 @@ class Adapter(nn.Module):
         Returns:
             ``(…)``, of the shape and dtype of the weight, added in the wider of the two dtypes and rounded once.
         """
-        weight, delta = self.base_layer.get_parameter("weight"), self.delta()
+        weight, delta = weight_of(self.base_layer), self.delta()
         return (weight + delta).to(weight.dtype)
+
+    def _put(self, weight: Tensor) -> None:
+        """Give ``base_layer`` the merged weight; a quantized layer makes room for a plain one."""
+        if isinstance(self.base_layer, QuantizedLinear):
+            self._original, self.base_layer = (self.base_layer,), self.base_layer.dense(weight)
+        else:
+            parameter = self.base_layer.get_parameter("weight")
+            self._original, parameter.data = parameter.data, weight
+        self.merged = True
+
+    def _take_back(self) -> None:
+        """Undo :meth:`_put`; the layer may have been moved meanwhile."""
+        weight, original = self.base_layer.get_parameter("weight"), self._original
+        if isinstance(original, tuple):
+            self.base_layer = original[0].to(weight)
+        elif original is not None:
+            weight.data = original.to(weight)
+        self._original, self.merged = None, False
 
     def attach(self) -> None:
         """Change the weights of ``base_layer`` where the method needs it; called once all adapters are built."""
@@ -290,7 +314,8 @@ def inject(model: _M, method: Method, targets: Sequence[str], *, generator: torc
 
     Raises:
         ValueError: if the model has adapters already, a target matches no module, or a module that the method does not
-            adapt, one module has two names, or the settings of the method do not fit a layer.
+            adapt, one module has two names, a weight that would be replaced is used elsewhere too, or the settings of
+            the method do not fit a layer.
 
     Example:
         >>> from llm_study.peft.lora import LoRA
@@ -303,7 +328,7 @@ def inject(model: _M, method: Method, targets: Sequence[str], *, generator: torc
         ValueError: target 'q_proj' matches no module that can be adapted: LoRA adapts 0
     """
     check_fresh(model)
-    return inject_into(model, method, _matched(model, method, targets), targets=targets, generator=generator)
+    return inject_into(model, method, matched(model, method, targets), targets=targets, generator=generator)
 
 
 def inject_into(
@@ -327,8 +352,8 @@ def inject_into(
         The model itself.
 
     Raises:
-        ValueError: if the model has adapters already, there are no names, one module has two names, or the settings of
-            the method do not fit a layer.
+        ValueError: if the model has adapters already, there are no names, one module has two names, a weight that
+            would be replaced is used elsewhere too, or the settings of the method do not fit a layer.
 
     Example:
         >>> from llm_study.peft.lora import LoRA
@@ -344,6 +369,8 @@ def inject_into(
     built = {
         name: method.build(module, name=name, shared=shared, generator=generator) for name, module in modules.items()
     }
+    gone = {name: modules[name] for name, adapter in built.items() if adapter.replaces}
+    check_untied(model, gone, what="replacing one would part them")
     said = names if targets is None or any("*" in target for target in targets) else targets
     injection = _Injection(method, list(said), shared)
     injection.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -354,6 +381,10 @@ def inject_into(
         adapter._injection = injection
         model.set_submodule(name, adapter)
         adapter.attach()
+    there = {id(parameter) for parameter in model.parameters()}
+    injection.frozen = [
+        parameter for parameter in injection.frozen if id(parameter) in there
+    ]  # quantized ones are gone
     return model
 
 
@@ -381,6 +412,8 @@ def unload(model: _M) -> _M:
     for name, adapter in found.items():
         if not adapter.merged:
             adapter.detach()
+        elif isinstance(adapter._original, tuple):
+            adapter.base_layer.get_parameter("weight").requires_grad_(True)
         model.set_submodule(name, adapter.base_layer)
     for parameter in _injection(found).frozen:
         parameter.requires_grad_(True)
@@ -438,7 +471,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def merge(model: _M) -> _M:
     """Write the adapters into the weights of their layers, so that they cost nothing more when the model runs.
 
-    The layers keep a copy of the weights as they were, for :func:`unmerge`; :func:`unload` lets it go.
+    The layers keep a copy of the weights as they were, for :func:`unmerge`; :func:`unload` lets it go. A quantized
+    layer makes room for a plain one with the merged weight: rounded to codes again, it would lose most of the adapter.
 
     Args:
         model: a model with adapters; it is changed in place.
@@ -464,12 +498,11 @@ def merge(model: _M) -> _M:
         raise ValueError("the adapters are merged already: a second time would add them twice")
     if not method.mergeable:
         raise ValueError(f"{type(method).__name__} cannot be merged: its layers are no plain layers with other weights")
-    _check_untied(model, found)
+    check_untied(model, {name: x.base_layer for name, x in found.items()}, what="merging would change both")
     with torch.no_grad():
         new = {name: adapter.merged_weight() for name, adapter in found.items()}
     for name, adapter in found.items():
-        weight = adapter.base_layer.get_parameter("weight")
-        adapter._original, weight.data, adapter.merged = weight.data, new[name], True
+        adapter._put(new[name])
     return model
 
 
@@ -496,9 +529,7 @@ def unmerge(model: _M) -> _M:
     if not all(adapter.merged for adapter in found.values()):
         raise ValueError("the adapters are not merged, so there is nothing to undo")
     for adapter in found.values():
-        weight, original = adapter.base_layer.get_parameter("weight"), adapter._original
-        weight.data = weight.data if original is None else original.to(weight)  # it may have been moved meanwhile
-        adapter._original, adapter.merged = None, False
+        adapter._take_back()
     return model
 
 
@@ -673,6 +704,88 @@ def adapter_dtype(weight: Tensor) -> torch.dtype:
     return torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
 
 
+def check_untied(model: nn.Module, layers: Mapping[str, nn.Module], *, what: str) -> None:
+    """Check that no other module uses the weights of some layers.
+
+    Args:
+        model: the model that the layers are in.
+        layers: the layers by name; quantized ones have a weight of their own.
+        what: what would happen to both, for the message.
+
+    Raises:
+        ValueError: if a weight is used at two places, as that of tied embeddings is.
+
+    Example:
+        >>> model = nn.ModuleList([nn.Embedding(4, 8), nn.Linear(8, 4, bias=False)])
+        >>> model[1].weight = model[0].weight
+        >>> check_untied(model, {"1": model[1]}, what="merging would change both")
+        Traceback (most recent call last):
+        ValueError: 0.weight and 1.weight are one tensor: merging would change both; give each its own copy first
+    """
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
+    for layer in layers.values():
+        where = [] if isinstance(layer, QuantizedLinear) else places[id(layer.get_parameter("weight"))]
+        if len(where) > 1:
+            raise ValueError(f"{' and '.join(where)} are one tensor: {what}; give each its own copy first")
+
+
+def matched(model: nn.Module, method: Method, targets: Sequence[str]) -> list[str]:
+    """Find the modules that the targets mean.
+
+    Args:
+        model: any module.
+        method: says which modules it adapts.
+        targets: names, last parts of names, or patterns, as for :func:`inject`.
+
+    Returns:
+        Full names of modules, in the order of the model.
+
+    Raises:
+        ValueError: if a target matches no module, or a module that the method does not adapt.
+
+    Example:
+        >>> from llm_study.peft.lora import LoRA
+        >>> matched(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8)), LoRA(), ["*"])
+        ['0', '2']
+    """
+    if isinstance(targets, str):
+        raise ValueError(f"targets is the string {targets!r}, expected a list: write [{targets!r}]")
+    check_at_least("number of targets", len(targets), 1)
+    modules = {name: module for name, module in model.named_modules() if name}
+    chosen: set[str] = set()
+    for target in targets:
+        wild = "*" in target
+        hits = [name for name in modules if (fnmatch.fnmatchcase(name, target) if wild else _ends(name, target))]
+        fit = [name for name in hits if method.takes(modules[name])]
+        if not hits or (wild and not fit):
+            raise ValueError(f"target {target!r} matches no module that can be adapted: {_nearby(modules, method)}")
+        if not wild and len(fit) < len(hits):
+            name = next(name for name in hits if name not in fit)
+            wrong = f"{name}, a {type(modules[name]).__name__}"
+            raise ValueError(f"target {target!r} matches {wrong}, which {type(method).__name__} does not adapt")
+        chosen.update(fit)
+    return [name for name in modules if name in chosen]
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight of a layer, made from its codes where the layer is quantized.
+
+    Args:
+        layer: a layer with a weight.
+
+    Returns:
+        ``(…)`` the parameter, or a tensor that is made anew.
+
+    Example:
+        >>> layer = QuantizedLinear.of(nn.Linear(8, 4))
+        >>> weight_of(layer).shape
+        torch.Size([4, 8])
+    """
+    return layer.weight if isinstance(layer, QuantizedLinear) else layer.get_parameter("weight")
+
+
 def check_fresh(model: nn.Module) -> None:
     """Check that a model has no adapters yet.
 
@@ -753,27 +866,6 @@ def _injection(found: Mapping[str, Adapter]) -> _Injection:
     return injection
 
 
-def _matched(model: nn.Module, method: Method, targets: Sequence[str]) -> list[str]:
-    """Return the names of the modules that the targets mean, in the order of the model."""
-    if isinstance(targets, str):
-        raise ValueError(f"targets is the string {targets!r}, expected a list: write [{targets!r}]")
-    check_at_least("number of targets", len(targets), 1)
-    modules = {name: module for name, module in model.named_modules() if name}
-    chosen: set[str] = set()
-    for target in targets:
-        wild = "*" in target
-        hits = [name for name in modules if (fnmatch.fnmatchcase(name, target) if wild else _ends(name, target))]
-        fit = [name for name in hits if method.takes(modules[name])]
-        if not hits or (wild and not fit):
-            raise ValueError(f"target {target!r} matches no module that can be adapted: {_nearby(modules, method)}")
-        if not wild and len(fit) < len(hits):
-            name = next(name for name in hits if name not in fit)
-            wrong = f"{name}, a {type(modules[name]).__name__}"
-            raise ValueError(f"target {target!r} matches {wrong}, which {type(method).__name__} does not adapt")
-        chosen.update(fit)
-    return [name for name in modules if name in chosen]
-
-
 def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
@@ -795,18 +887,6 @@ def _check_unique(model: nn.Module, names: Sequence[str]) -> None:
         where = places[id(model.get_submodule(name))]
         if len(where) > 1:
             raise ValueError(f"{' and '.join(where)} are one module: adapting it at one place would change the other")
-
-
-def _check_untied(model: nn.Module, found: Mapping[str, Adapter]) -> None:
-    """Refuse to change a weight that another module uses too."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
-    for adapter in found.values():
-        where = places[id(adapter.base_layer.get_parameter("weight"))]
-        if len(where) > 1:
-            text = f"{' and '.join(where)} are one tensor: merging would change both"
-            raise ValueError(f"{text}; give each its own copy first, or leave the adapter unmerged")
 
 
 def _same(stored: Tensor, weight: Tensor) -> bool:

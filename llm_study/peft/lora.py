@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_equal, check_ndim
-from llm_study.peft.base import Adapter, Method, adapter_dtype, check_plain, check_rank, trainable
+from llm_study.peft.base import Adapter, Method, adapter_dtype, check_plain, check_rank, trainable, weight_of
+from llm_study.peft.quantized import QuantizedLinear
 
 __all__ = [
     "LoRA",
@@ -465,11 +466,12 @@ class LoRA(Method):
             module: any module.
 
         Returns:
-            Whether it is a linear layer, an embedding, or a convolution without groups, and no subclass of them.
+            Whether it is a linear layer, quantized or not, an embedding, or a convolution without groups, and no
+            subclass of them.
         """
         if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1:
             return False
-        return type(module) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
+        return type(module) in (nn.Linear, QuantizedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d)
 
     def build(
         self,
@@ -493,7 +495,7 @@ class LoRA(Method):
         Raises:
             ValueError: if the rank is larger than the smaller side of the weight.
         """
-        weight = module.get_parameter("weight")
+        weight = weight_of(module)
         outer, inner = weight.shape[0], weight[0].numel()
         check_rank(name, self.rank, (outer, inner))
         empty = partial(torch.empty, dtype=adapter_dtype(weight), device=weight.device)
