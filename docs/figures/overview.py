@@ -44,7 +44,7 @@ def risk(plt: Any, _: Translate) -> Any:
         expected = ((lam**2 * tau**2 + sigma**2 * s) / (s + lam) ** 2).sum(-1)
         ax.plot(lam[:, 0], expected, color=color, label=_("{n} 个样本").format(n=n))
     ax.axvline(sigma**2 / tau**2, color="C7", linestyle="--", linewidth=1)
-    ax.set(xscale="log", yscale="log", ylim=(0.05, 60))
+    ax.set(xscale="log", yscale="log", ylim=(0.08, 4))
     ax.set(xlabel=_("拉回起点的力度 λ"), ylabel=_("期望误差"))
     ax.legend(frameon=False)
     return fig

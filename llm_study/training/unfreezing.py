@@ -54,7 +54,7 @@ def probe_then_all(step: int, *, blocks: int, probe: int) -> int:
         probe: steps of the linear probe; 0 is plain fine-tuning.
 
     Returns:
-        How many blocks train, counted from the top: 1 or all.
+        How many blocks train, counted from the top, which is 1 or all.
 
     Raises:
         ValueError: if ``step`` or ``probe`` is negative, or ``blocks`` is below 1.
