@@ -3,14 +3,14 @@
 The fields bear Hugging Face's names and have the defaults of its classes. :func:`config_from_dict` picks the class by
 ``model_type``. Both generations of ``config.json`` are read: the older one, with ``rope_theta``, ``rope_scaling`` and
 ``torch_dtype`` side by side, and that of transformers 5, with ``rope_parameters`` and ``dtype``; the latter is written.
-What a file says beyond the fields, such as labels of classes, is left out. A setting that would change what a model
-computes, and that the models of this package do not have, is an error that names it.
+What a file says beyond the fields, such as parameters of generation, is left out. A setting that would change what a
+model computes, and that the models of this package do not have, is an error that names it.
 """
 
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from llm_study.core import roofline
 from llm_study.core.checks import check_at_least, check_divides
@@ -86,6 +86,16 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
             return value
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", types.NoneType: "null"}
     raise ValueError(f"{name} is {value!r}, expected {' or '.join(words.get(c, 'a list') for c in choices)}")
+
+
+def _numbered(id2label: object) -> tuple[str, ...]:
+    """Return the labels of a file in the order of their numbers, which must count from 0."""
+    _check_object("id2label", id2label)
+    found = {str(i): label for i, label in cast("Mapping[object, object]", id2label).items()}
+    wanted = [str(i) for i in range(len(found))]
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"id2label has the numbers {', '.join(found)}, expected 0 to {len(found) - 1}")
+    return tuple(_typed(f"label {i}", found[i], str) for i in wanted)
 
 
 # --- rotary positions
@@ -324,6 +334,10 @@ class ModelConfig:
 
 # --- GPT-2 and BERT
 
+TWO_LABELS = ("LABEL_0", "LABEL_1")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+HEADLESS = (("BertModel",), ("BertForSequenceClassification",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config(ModelConfig):
@@ -423,9 +437,15 @@ class BertConfig(ModelConfig):
         layer_norm_eps: what the norms add to the variance.
         hidden_dropout_prob: dropout of embeddings and before each residual sum, in training.
         attention_probs_dropout_prob: dropout of the weights of attention, in training.
+        labels: names of the classes of a classifier, in the order of its logits; a file calls them ``id2label``. One
+            name alone is that of a number to be predicted. Two without a meaning are the default.
+        problem_type: ``"single_label_classification"``, ``"multi_label_classification"`` or ``"regression"``. Default:
+            the first, or the last where there is one label only.
+        classifier_dropout: dropout before a classifier, in training. Default: ``hidden_dropout_prob``.
 
     Raises:
-        ValueError: if a size is below 1, or ``num_attention_heads`` does not divide ``hidden_size``.
+        ValueError: if a size is below 1, ``num_attention_heads`` does not divide ``hidden_size``, there are no labels
+            or one twice, or ``problem_type`` is none of the three.
 
     References:
         Devlin et al. (2018), arXiv:1810.04805.
@@ -453,19 +473,49 @@ class BertConfig(ModelConfig):
     attention_probs_dropout_prob: float = 0.1
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0
+    labels: tuple[str, ...] = TWO_LABELS
+    problem_type: str | None = None
+    classifier_dropout: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         _check_sizes(self, "max_position_embeddings", "type_vocab_size")
         check_divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels is {self.labels}, expected at least one name, and each once")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type is {self.problem_type!r}, expected one of {', '.join(PROBLEM_TYPES)}")
+
+    @classmethod
+    def _gather(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the labels, which a file numbers in ``id2label``, or of which it only says how many there are."""
+        found = super()._gather(raw)
+        if raw.get("id2label") is not None:
+            found["labels"] = _numbered(raw["id2label"])
+        elif raw.get("num_labels") is not None:
+            found["labels"] = tuple(f"LABEL_{i}" for i in range(_typed("num_labels", raw["num_labels"], int)))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as transformers 5 writes it, labels by number and numbers by label.
+
+        Returns:
+            What belongs into ``config.json``.
+        """
+        found = super().to_dict()
+        labels = found.pop("labels")
+        if self.labels == TWO_LABELS:
+            return found
+        number = {label: i for i, label in enumerate(labels)}
+        return {**found, "id2label": {str(i): label for label, i in number.items()}, "label2id": number}
 
     def transformer(self) -> roofline.Transformer:
         """Describe the model for :mod:`llm_study.core.roofline`.
 
         Returns:
-            The architecture, without the layer of next-sentence prediction; where ``architectures`` says ``BertModel``,
-            without any head.
+            The architecture, without pooler, classifier and next-sentence prediction; where ``architectures`` says
+            ``BertModel`` or ``BertForSequenceClassification``, without any head.
         """
         D, H = self.hidden_size, self.num_attention_heads
         return roofline.Transformer(
@@ -475,7 +525,7 @@ class BertConfig(ModelConfig):
             tie_word_embeddings=self.tie_word_embeddings,
             learned_positions=self.max_position_embeddings + self.type_vocab_size,
             norm_bias=True,
-            head="none" if self.architectures == ("BertModel",) else "masked",
+            head="none" if self.architectures in HEADLESS else "masked",
         )
 
 

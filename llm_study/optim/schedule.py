@@ -25,6 +25,7 @@ __all__ = [
     "inverse_sqrt",
     "noam",
     "wsd",
+    "slanted_triangular",
     "linear_decay",
     "cosine_decay",
     "sqrt_decay",
@@ -375,6 +376,47 @@ def wsd(
         return floor
     begin = total - decay
     return 1.0 if step < begin else _above(floor, shape((step - begin) / decay))
+
+
+def slanted_triangular(step: int, *, total: int, cut: float = 0.1, ratio: float = 32.0) -> float:
+    r"""ULMFiT's schedule: a short straight rise, then a long straight fall, both to and from ``1 / ratio``.
+
+    .. math:: \frac{1 + p\,(R - 1)}{R}, \qquad
+        p = \begin{cases} t / T_c & t < T_c \\ 1 - (t - T_c) / (T - T_c) & \text{else} \end{cases}, \qquad
+        T_c = \lfloor c\,T \rfloor
+
+    The paper divides by :math:`T_c (1/c - 1)`, which is :math:`T - T_c` where :math:`c\,T` is a whole number; where it
+    is none that is too short, and the last factors would fall below :math:`1/R`, even below 0.
+
+    Args:
+        step: the step, from 0.
+        total: steps ``T`` of the whole training, at least 1.
+        cut: share ``c`` of the steps in which the factor rises, from 0 to 1.
+        ratio: how many times the peak is above the lowest factor, at least 1.
+
+    Returns:
+        The factor on the learning rate, from ``1 / ratio`` to 1; after the last step it stays at ``1 / ratio``.
+
+    Raises:
+        ValueError: if ``step`` is negative, ``total`` or ``ratio`` is below 1, or ``cut`` is not in [0, 1].
+
+    References:
+        Howard and Ruder (2018), arXiv:1801.06146, section 3.2, with the same defaults.
+
+    Example:
+        >>> [slanted_triangular(step, total=8, cut=0.25, ratio=4) for step in range(10)]
+        [0.25, 0.625, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.25]
+    """
+    _check(step, 0, total=total)
+    check_at_least("total", total, 1)
+    if not 0 <= cut <= 1:
+        raise ValueError(f"cut is {cut}, expected a share from 0 to 1 of the steps")
+    if not ratio >= 1:
+        raise ValueError(f"ratio is {ratio}, expected at least 1: the peak over the lowest factor")
+    peak = math.floor(total * cut)
+    if step < peak:
+        return _above(1.0 / ratio, step / peak)
+    return 1.0 / ratio if step >= total else _above(1.0 / ratio, 1.0 - (step - peak) / (total - peak))
 
 
 def _above(floor: float, left: float) -> float:

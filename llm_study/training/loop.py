@@ -159,6 +159,9 @@ class Trainer:
         optimizer: an optimizer of the parameters of the model.
         settings: how the run goes.
         schedule: a scheduler of torch, such as ``LambdaLR``, which is told of every step.
+        prepare: called before each step with its number, from 0, such as
+            :class:`~llm_study.training.unfreezing.Unfreezing`, which freezes and unfreezes. It must depend on nothing
+            else, or a resumed run is another one.
         evaluate: ``model → number``, smaller is better; called in evaluation mode and without gradients, in every
             process.
         folder: where checkpoints are written, and read by :meth:`resume`. Default: nowhere.
@@ -193,6 +196,7 @@ class Trainer:
         *,
         settings: Settings,
         schedule: LRScheduler | None = None,
+        prepare: Callable[[int], object] | None = None,
         evaluate: Callable[[nn.Module], float] | None = None,
         folder: str | os.PathLike[str] | None = None,
         identity: Mapping[str, Any] | None = None,
@@ -204,7 +208,7 @@ class Trainer:
         self.world = World() if world is None else world
         self.settings = replace(settings, precision=_precision(settings.precision, self.world.device))
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.batches, self.evaluate, self.report = batches, evaluate, report
+        self.batches, self.prepare, self.evaluate, self.report = batches, prepare, evaluate, report
         self.folder = None if folder is None else Path(folder)
         self.identity = dict(identity or {})
         self.history = History()
@@ -227,7 +231,10 @@ class Trainer:
                 or gradient is not finite; then the parameters are as they were before the step.
         """
         self.model.train()
-        batch = self.batches(len(self.history.losses))
+        number = len(self.history.losses)
+        if self.prepare is not None:
+            self.prepare(number)
+        batch = self.batches(number)
         total, count = sums(self._gradients(rows(batch, self.world.rank, self.world.size)), self.world)
         loss = total / max(count, 1)
         if not math.isfinite(loss):

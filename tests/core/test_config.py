@@ -86,7 +86,7 @@ def test_both_names_of_the_dtype_are_read(kind: type[ModelConfig]) -> None:
 
 @every_kind
 def test_what_is_no_field_is_left_out(kind: type[ModelConfig]) -> None:
-    assert config_from_dict(raw(kind, id2label={"0": "a"}, made_up=[1, 2])) == config_from_dict(raw(kind))
+    assert config_from_dict(raw(kind, max_new_tokens=9, made_up=[1, 2])) == config_from_dict(raw(kind))
 
 
 @every_kind
@@ -317,3 +317,30 @@ def test_a_scaling_without_its_factor() -> None:
 def test_reading_a_configuration_does_not_import_torch() -> None:
     code = "import sys, llm_study.core.config, llm_study.core.hub; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- labels of a classifier
+
+
+def test_labels_are_read_in_the_order_of_their_numbers() -> None:
+    config = BertConfig.from_dict(raw(BertConfig, id2label={"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}))
+    assert config.labels == tuple("abcdefghijk")
+    assert config.to_dict()["id2label"]["10"] == "k"
+    assert BertConfig.from_dict(config.to_dict()) == config
+    assert "id2label" not in BertConfig.from_dict(raw(BertConfig)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has the numbers 0, 2, expected 0 to 1"),
+        ({"id2label": ["a", "b"]}, "id2label is .*, expected an object"),
+        ({"id2label": {"0": 1}}, "label 0 is 1, expected a string"),
+        ({"id2label": {"0": "a", "1": "a"}}, "labels is .*, expected at least one name, and each once"),
+        ({"num_labels": 0}, "labels is .*, expected at least one name"),
+        ({"problem_type": "ranking"}, "problem_type is 'ranking', expected one of single_label_classification, "),
+    ],
+)
+def test_labels_without_a_sense(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BertConfig.from_dict(raw(BertConfig, **more))

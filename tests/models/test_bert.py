@@ -1,13 +1,16 @@
 """BERT's laws: everybody sees everybody, no padding, no neighbors; what files may hold; and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from llm_study.core.config import BertConfig
-from llm_study.models.bert import BertForMaskedLM
+from llm_study.core.config import BertConfig, GPT2Config
+from llm_study.core.hub import load_tensors, save_folder
+from llm_study.models.bert import BertForMaskedLM, BertForSequenceClassification
+from llm_study.models.gpt2 import GPT2ForCausalLM
 
 SIZES: dict[str, Any] = {
     "vocab_size": 29,
@@ -215,3 +218,85 @@ IDS = torch.zeros(1, 2, dtype=torch.long)
 def test_bad_input_is_told_with_both_numbers(ids: Tensor, options: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model()(ids, **options)
+
+
+# --- the classifier
+
+
+def classifier(**changes: Any) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(**{**SIZES, "initializer_range": 0.5, "labels": ("a", "b", "c"), **changes})
+    return BertForSequenceClassification(config).double().eval()
+
+
+@torch.no_grad()
+def test_the_classifier_reads_the_first_token_and_padding_changes_nothing() -> None:
+    net, ids = classifier(), random_ids(2, 8)
+    hidden = net.bert(ids, None, None, None)
+    pooled = torch.tanh(hidden[:, 0] @ net.bert.pooler.dense.weight.T + net.bert.pooler.dense.bias)
+    assert close(net.features(ids), pooled)
+    assert close(net(ids), pooled @ net.classifier.weight.T + net.classifier.bias)
+    padded, mask = torch.cat([ids, random_ids(2, 3)], 1), torch.arange(11).expand(2, -1) < 8
+    assert close(net(padded, mask=mask), net(ids))
+    assert not close(net(padded), net(ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("hidden", "own"), [(0.5, None), (0.0, 0.5)])
+def test_the_dropout_of_the_classifier(hidden: float, own: float | None) -> None:
+    settings = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": hidden, "classifier_dropout": own}
+    net, ids = classifier(**settings), random_ids(2, 6)
+    assert net.drop.p == 0.5
+    assert close(net(ids), net(ids))
+    net.train()
+    assert not close(net(ids), net(ids))
+    assert close(net.features(ids), net.features(ids)) == (hidden == 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "message"),
+    [
+        ({}, torch.tensor([0.0, 1.0]), "labels have dtype torch.float32, expected torch.int64"),
+        ({}, torch.tensor([[0], [1]]), r"shape of labels is \(2, 1\).*\(2,\)"),
+        ({}, torch.tensor([0, 3]), "labels has 3, expected 0 to 2"),
+        ({}, torch.tensor([-1, 0]), "labels has -1, expected 0 to 2"),
+        ({"problem_type": "regression"}, torch.zeros(2), r"shape of labels is \(2,\).*\(2, 3\)"),
+        ({"problem_type": "multi_label_classification"}, torch.zeros(2, 2), r"\(2, 2\).*\(2, 3\)"),
+        ({"labels": ("a",)}, torch.zeros(2, 2), r"\(2, 2\).*\(2, 1\)"),
+    ],
+)
+def test_labels_that_do_not_fit(changes: dict[str, Any], labels: Tensor, message: str) -> None:
+    net = classifier(**changes)
+    with pytest.raises(ValueError, match=message):
+        net.loss(net(random_ids(2, 4)), labels)
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+def test_half_a_pooler_is_an_error(tmp_path: Path, missing: str) -> None:
+    net = classifier()
+    tensors = {name: x for name, x in net.state_dict().items() if name != f"bert.pooler.dense.{missing}"}
+    save_folder(tmp_path, net.config.to_dict(), tensors, max_shard_bytes=10**9)
+    with pytest.raises(ValueError, match=rf"lacks bert\.pooler\.dense\.{missing} of shape"):
+        BertForSequenceClassification.from_encoder(tmp_path, labels=("a", "b"))
+
+
+def test_an_encoder_of_another_family_or_with_a_hole(tmp_path: Path) -> None:
+    GPT2ForCausalLM(GPT2Config(vocab_size=29, n_embd=12, n_layer=1, n_head=3)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match=r"config\.json: model_type is 'gpt2', expected 'bert'"):
+        BertForSequenceClassification.from_encoder(tmp_path / "gpt2", labels=("a", "b"))
+    model().save_pretrained(tmp_path / "whole")
+    found = load_tensors(tmp_path / "whole")
+    del found["bert.embeddings.word_embeddings.weight"]
+    save_folder(tmp_path / "hole", model().config.to_dict(), found, max_shard_bytes=10**9)
+    with pytest.raises(ValueError, match=r"hole: lacks bert\.embeddings\.word_embeddings\.weight of shape \(29, 12\)"):
+        BertForSequenceClassification.from_encoder(tmp_path / "hole", labels=("a", "b"))
+
+
+def test_a_seed_gives_the_same_head_again(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path)
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(BertForSequenceClassification.from_encoder(tmp_path, labels=("a", "b")).classifier.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])

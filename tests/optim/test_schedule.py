@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from llm_study.optim.schedule import (
     linear_decay,
     noam,
     polynomial,
+    slanted_triangular,
     sqrt_decay,
     warm_restarts,
     wsd,
@@ -137,3 +139,48 @@ def test_a_resumed_run_sees_the_same_learning_rates() -> None:
 def test_wrong_numbers_are_named(call: Callable[[], float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def stlr(step: int, total: int, cut_frac: float, ratio: float) -> float:
+    """The equation of the paper, for a total whose share is a whole number of steps."""
+    cut = math.floor(total * cut_frac)
+    p = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / cut_frac - 1))
+    return (1 + p * (ratio - 1)) / ratio
+
+
+@pytest.mark.parametrize(("total", "cut", "ratio"), [(100, 0.1, 32.0), (40, 0.25, 4.0), (64, 0.5, 1.0)])
+def test_slanted_triangular_is_the_equation_of_the_paper(total: int, cut: float, ratio: float) -> None:
+    for step in range(total + 1):
+        found = slanted_triangular(step, total=total, cut=cut, ratio=ratio)
+        assert found == pytest.approx(stlr(step, total, cut, ratio), abs=1e-14)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(1, 100))
+def test_slanted_triangular_rises_to_its_peak_and_ends_at_its_ratio(total: int, cut: float, ratio: float) -> None:
+    factors = [slanted_triangular(step, total=total, cut=cut, ratio=ratio) for step in range(total + 3)]
+    peak = math.floor(total * cut)
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    if peak < total:
+        assert factors[peak] == pytest.approx(1)
+    assert factors[total:] == [1 / ratio] * 3
+    assert all(1 / ratio - 1e-12 <= factor <= 1 + 1e-12 for factor in factors)
+
+
+def test_the_denominator_of_the_paper_is_too_short_where_the_share_is_no_whole_number() -> None:
+    assert stlr(14, 15, 0.1, 32.0) < 0
+    assert slanted_triangular(14, total=15) > 1 / 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total": 0}, "total is 0, expected at least 1"),
+        ({"total": 9, "cut": 1.5}, "cut is 1.5, expected a share from 0 to 1"),
+        ({"total": 9, "cut": -0.1}, "cut is -0.1"),
+        ({"total": 9, "ratio": 0.5}, "ratio is 0.5, expected at least 1"),
+    ],
+)
+def test_a_slanted_triangle_without_a_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        slanted_triangular(0, **options)

@@ -216,8 +216,9 @@ def test_parameters_of_models_as_large_as_people_use(family: str) -> None:
     assert parameters(config_from_dict(theirs.to_dict()).transformer()).total == counted(family, theirs)
 
 
-def test_parameters_of_an_encoder_without_head() -> None:
-    theirs = transformers.BertConfig(architectures=["BertModel"])
+@pytest.mark.parametrize("kind", ["BertModel", "BertForSequenceClassification"])
+def test_parameters_of_an_encoder_without_head(kind: str) -> None:
+    theirs = transformers.BertConfig(architectures=[kind])
     with torch.device("meta"):
         model = transformers.BertModel(theirs, add_pooling_layer=False)
     expected = sum(p.numel() for p in model.parameters())
