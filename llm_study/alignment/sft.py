@@ -334,22 +334,26 @@ def conversation_weights(targets: Tensor, segments: Tensor) -> Tensor:
 
     Args:
         targets: ``(B, T)`` what is to be predicted; -100 where nothing is.
-        segments: ``(B, T)`` number of the conversation at each position, negative for padding.
+        segments: ``(B, T)`` number of the conversation at each position, negative for padding. A conversation stands
+            in one row.
 
     Returns:
         ``(B, T)`` weights in float64, 0 where nothing is predicted. Those of a conversation add up to 1.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or are not those of rows.
 
     Example:
         >>> conversation_weights(torch.tensor([[7, 8, -100, 9, -100]]), torch.tensor([[0, 0, 0, 1, -1]]))
         tensor([[0.5000, 0.5000, 0.0000, 1.0000, 0.0000]], dtype=torch.float64)
     """
     check_equal("shape of targets", tuple(targets.shape), "shape of segments", tuple(segments.shape))
+    check_ndim("segments", segments.shape, ("B", "T"))
     counted = targets != IGNORE
-    sizes = segments[counted].bincount(minlength=1)
-    return (1 / sizes[segments.clamp(min=0, max=len(sizes) - 1)].double()).where(counted, 0)
+    row = torch.arange(len(segments), device=segments.device)[:, None]
+    number = segments.clamp(min=0) + row * (int(segments.max()) + 1)  # the same row may be there twice
+    sizes = number[counted].bincount(minlength=int(number.max()) + 1)
+    return (1 / sizes[number].double()).where(counted, 0)
 
 
 def conversation_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -376,9 +380,9 @@ def conversation_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tens
         (2.197224..., 2)
     """
     _, targets, _, segments = batch
-    nll, counted = _losses(model, batch)
+    nll, _ = _losses(model, batch)
     weights = conversation_weights(targets, segments)
-    return (weights.to(nll.dtype) * nll).sum(), (segments[counted].bincount() > 0).sum()
+    return (weights.to(nll.dtype) * nll).sum(), weights.sum().round().long()
 
 
 def _losses(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
