@@ -174,7 +174,7 @@ def tokenize_chat(
 
     Raises:
         ValueError: if the format does not take the messages, the tokenizer lacks a control token or loses something,
-            or nothing of the assistant is to be predicted: there is no turn of its, or none is left after the cut.
+            or nothing of the assistant is to be predicted: it has no turn, or none is left after the cut.
 
     Example:
         >>> from llm_study.tokenizers.bpe import ByteLevelBPE

@@ -369,6 +369,20 @@ def test_masked_tokens_have_exactly_no_gradient() -> None:
         assert (gradient[counted].abs().amax(-1) > 1e-6).all()
 
 
+def test_a_token_that_is_ruled_out_does_no_harm_where_nothing_counts() -> None:
+    """The loss of id 0, which stands in for targets that do not count, may be infinite."""
+    model = model_of("llama")
+
+    class Ruled(nn.Module):
+        def forward(self, ids: Tensor, **options: Any) -> Tensor:
+            logits: Tensor = model(ids, **options)
+            return logits.index_fill(-1, torch.tensor([0]), -math.inf)
+
+    total, _ = sft.sft_loss(Ruled(), sft.pad_examples([example()]))
+    assert total.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(model, total).values())
+
+
 def test_weights_of_a_conversation_add_up_to_one() -> None:
     targets = torch.tensor([[1, -100, 1, 1, -100], [-100, 7, -100, -100, -100], [1, -100, 1, 1, -100]])
     segments = torch.tensor([[3, 3, 3, 0, 0], [1, 1, 5, 5, -1], [3, 3, 3, 0, 0]])  # nothing counts in conversation 5
