@@ -1,12 +1,13 @@
 r"""From conversations to a model that answers as they do: what ``python -m llm_study finetune`` does.
 
 A model from a local folder gets an adapter of one of many methods, or all of it is trained. It learns the words of the
-assistant in the conversations of a file, of which a share is held out to tell when the model is at its best. Checkpoints
-hold what is trained and nothing else, and the same call goes on from them. At the end the folder has the adapter as peft
-reads it, and the merged model with its tokenizer and its chat format.
+assistant in the conversations of a file, of which a share is held out to tell when the model is at its best.
+Checkpoints hold what is trained and nothing else, and the same call goes on from them. At the end the folder has the
+adapter as peft reads it, and the merged model with its tokenizer and its chat format.
 """
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -42,7 +43,6 @@ from llm_study.tokenizers._files import write_json, write_text
 from llm_study.tokenizers.auto import load_tokenizer
 from llm_study.tokenizers.base import TOKENIZER, Tokenizer
 from llm_study.tokenizers.chat import TEMPLATES, ChatTemplate, chat_template
-from llm_study.training.checkpoint import checkpoints
 from llm_study.training.config import RunConfig
 from llm_study.training.distributed import World
 from llm_study.training.loop import Settings, Trainer
@@ -105,7 +105,7 @@ class Recipe:
         """
         if self.kind is None:
             return None
-        known = [f.name for f in fields(self.kind)]  # type: ignore[arg-type]
+        known = [*inspect.signature(self.kind).parameters]
         for name in config.options:
             if name not in known:
                 raise ValueError(f"options: {config.method} has no {name}, expected some of {', '.join(known)}")
@@ -147,8 +147,9 @@ METHODS: Mapping[str, Recipe] = {
     "fourierft": Recipe(FourierFT, _fourier),
     "full": Recipe(None),
 }
-"""What ``--method`` may name. Those that keep to ``alpha / rank`` take twice the rank as ``alpha`` if it is not set; the
-rank where they start from the weight or are products of products; twenty times the rank in RandLoRA, as in peft."""
+"""What ``--method`` may name. Where the scale is ``alpha / rank``, and ``alpha`` is not set, it is twice the rank; the
+rank itself where factors start from the weight or are multiplied once more; twenty times the rank in RandLoRA, as in
+peft."""
 
 
 # --- settings
@@ -290,14 +291,11 @@ def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | N
     file = Path(folder) / GENERATION_CONFIG
     found = (read_json(file) if file.is_file() else {}).get("eos_token_id", config.eos_token_id)
     ids = found if isinstance(found, list | tuple) else [found]
-    id = ids[0] if ids else None
-    spelled = isinstance(id, int) and 0 <= id < tokenizer.vocab_size
-    return tokenizer.decode([id]) if spelled else None  # type: ignore[list-item]
+    known = [id for id in ids if isinstance(id, int) and 0 <= id < tokenizer.vocab_size]
+    return tokenizer.decode(known[:1]) or None
 
 
-def chat_format(
-    folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str = ""
-) -> tuple[str, ChatTemplate, int]:
+def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str = "") -> tuple[str, ChatTemplate, int]:
     """Find the format in which a model is to hold conversations.
 
     Args:
@@ -371,3 +369,388 @@ def linear_targets(model: nn.Module) -> list[str]:
     """
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is nn.Linear]
     return [name for name in dict.fromkeys(names) if name != "lm_head"]
+
+
+# --- what is trained
+
+
+class _Trained(nn.Module):
+    """The tensors that a run changes, and the model behind them: what is frozen takes no part in checkpoints.
+
+    The best tensors so far, and the averages of AdaLoRA, are in the checkpoints too.
+    """
+
+    def __init__(self, model: CausalLM, allocator: RankAllocator | None) -> None:
+        super().__init__()
+        self._hidden = [model]  # in a list the model is no part of this one
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.register_parameter(_flat(name), parameter)
+                self.register_buffer(f"best/{_flat(name)}", parameter.detach().clone())
+        for name, x in ({} if allocator is None else _averages(allocator)).items():
+            self.register_buffer(name, x)
+
+    def forward(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        logits: Tensor = self._hidden[0](ids, mask=mask, positions=positions)
+        return logits
+
+    def train(self, mode: bool = True) -> "_Trained":
+        self._hidden[0].train(mode)
+        return super().train(mode)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Take the tensors of now for the best."""
+        for name, parameter in self.named_parameters():
+            self.get_buffer(f"best/{name}").copy_(parameter)
+
+    @contextmanager
+    def best(self) -> Iterator[None]:
+        """Let the model have the best tensors for a while."""
+        now = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(self.get_buffer(f"best/{name}"))
+            try:
+                yield
+            finally:
+                for name, parameter in self.named_parameters():
+                    parameter.copy_(now[name])
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _averages(allocator: RankAllocator) -> dict[str, Tensor]:
+    """Return the tensors by which AdaLoRA judges; they change in place."""
+    found = {f"keep/{_flat(name)}": x for name, x in allocator.keep.items()}
+    for kind, own in (("mean", allocator.mean), ("spread", allocator.spread)):
+        found |= {f"{kind}/{_flat('.'.join(key))}": x for key, x in own.items()}
+    return found
+
+
+# --- a run
+
+
+class Finetuning:
+    """A run: model, adapter, conversations, optimizer and schedule, put together as the settings say.
+
+    Args:
+        base: the folder of the model that is fine-tuned, a decoder with its tokenizer.
+        data: the file of conversations, as :func:`llm_study.alignment.sft.read_chats` reads it.
+        config: the settings.
+        folder: where checkpoints lie, in a folder below, and adapter and model go at the end. Default: nowhere.
+        world: the processes that take part. Default: this one.
+        report: called after each step.
+
+    Attributes:
+        tokenizer: that of the model.
+        format: name of the format of the conversations.
+        template: the format.
+        model: the model with its adapter.
+        trainer: the loop; ``trainer.resume()`` and ``trainer.run()`` are yours to call.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file, or a file of the model is missing.
+        ValueError: if the model is no decoder, a conversation does not fit the format, the adapter does not fit the
+            model, or ``folder`` is that of the model or holds something else than a run.
+        OSError: if the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        base: str | os.PathLike[str],
+        data: str | os.PathLike[str],
+        config: FinetuneConfig,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        world: World | None = None,
+        report: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.base, self.config, self.world = Path(base), config, World() if world is None else world
+        self.folder = None if folder is None else Path(folder)
+        width = self._check_base()
+        if self.folder is not None:
+            _check_free(self.folder, self.base)
+        self.tokenizer = load_tokenizer(self.base)
+        self.format, self.template, self.end = chat_format(self.base, self.tokenizer, config.chat)
+        self.train, self.held_out, self.n_cut = self._examples(Path(data))
+        n = math.ceil(config.epochs * len(self.train) / config.batch_size)
+        self.steps = config.steps or max(1, n)
+        self.model = self._adapted(width)
+        self.trainer = self._trainer(Path(data), report)
+        if self.folder is not None:
+            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+
+    def _check_base(self) -> int:
+        """Check that the folder is one of a decoder, before its weights are read; return the width of the model."""
+        source = self.base / CONFIG
+        self._about = config_from_dict(read_config(self.base), source=str(source))
+        if not issubclass(model_class(self._about, source=source), CausalLM):
+            raise ValueError(f"{self.base}: model_type is {self._about.model_type!r}, expected that of a decoder")
+        most = self._about.max_length
+        if self.config.length > most:
+            raise ValueError(f"length is {self.config.length}, expected at most {most}, as {source} says")
+        return self._about.transformer().hidden_size
+
+    # --- conversations
+
+    def _examples(self, data: Path) -> tuple[list[Example], list[Example], int]:
+        """Return the conversations to train on, those that are held out, and how many of all had to be cut."""
+        chats = read_chats(data, template=self.template)
+        tokenize = partial(tokenize_chat, tokenizer=self.tokenizer, template=self.template)
+        lines = [n for n, line in enumerate(data.read_bytes().split(b"\n"), 1) if line.strip()]
+        found, cut, length = list[Example](), 0, self.config.length or self._about.max_length
+        for line, messages in zip(lines, chats, strict=True):
+            try:
+                whole = tokenize(messages)
+                kept = whole if len(whole) <= length else tokenize(messages, max_length=length)
+            except ValueError as error:
+                raise ValueError(f"{data}:{line}: {error}") from None
+            found, cut = [*found, kept], cut + (len(whole) > length)
+        self._check_ids(found)
+        return *self._split(found, data), cut
+
+    def _check_ids(self, examples: Sequence[Example]) -> None:
+        most, V = max(int(example.ids.max()) for example in examples), self._about.vocab_size
+        if most >= V:
+            text = f"the tokenizer gives id {most}, expected at most {V - 1}"
+            raise ValueError(f"{self.base}: {text}: the model has too few rows for {self.format}")
+
+    def _split(self, examples: list[Example], data: Path) -> tuple[list[Example], list[Example]]:
+        """Return what is trained on and what is held out, both in the order of the file."""
+        n = len(examples)
+        apart = max(1, round(self.config.held_out * n)) if self.config.held_out else 0
+        if apart >= n:
+            text = f"{data}: has {n} conversation, expected at least 2, one of them held out"
+            raise ValueError(f"{text}: add one, or set held_out = 0")
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "held out"))
+        chosen = set(torch.randperm(n, generator=generator)[:apart].tolist())
+        parts: tuple[list[Example], list[Example]] = ([], [])
+        for i, example in enumerate(examples):
+            parts[i in chosen].append(example)
+        return parts
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Return the conversations of a step, in as many rows as they need, and as the pieces of a step can share.
+
+        Args:
+            step: number of the step, from 0.
+
+        Returns:
+            ``(B, T)`` ids, targets, positions and numbers of the conversations.
+        """
+        numbers = torch.arange(len(self.train))
+        (chosen,) = draw_rows((numbers,), batch_size=self.config.batch_size, seed=self.config.seed, step=step)
+        return _rows([self.train[i] for i in chosen.tolist()], self.config.accumulate * self.world.size)
+
+    # --- model and loop
+
+    def _adapted(self, width: int) -> CausalLM:
+        """Return the model, ready for training: with its adapter, or all of it in float32."""
+        c, method = self.config, METHODS[self.config.method].method(self.config, width=width, steps=self.steps)
+        model = from_pretrained(self.base, dtype=torch.float32 if method is None else None)
+        assert isinstance(model, CausalLM)  # as _check_base has found
+        self.n_base = sum(p.numel() for p in model.parameters())
+        self._checksum = _checksum(model)
+        model.to(self.world.device)
+        if method is not None:
+            generator = torch.Generator(self.world.device).manual_seed(seed_of(c.seed, "adapter"))
+            inject(model, method, c.targets or linear_targets(model), generator=generator)
+            unmerge(merge(model))  # what cannot be merged is told now, and not after the training
+        return model
+
+    def _trainer(self, data: Path, report: Callable[[Progress], None] | None) -> Trainer:
+        c, recipe = self.config, METHODS[self.config.method]
+        self._allocator = RankAllocator(self.model) if recipe.adaptive else None
+        self._trained = _Trained(self.model, self._allocator)
+        parameters = list(self._trained.parameters())
+        groups = [{"params": parameters}] if recipe.groups is None else recipe.groups(self.model, c.learning_rate)
+        optimizer = AdamW(groups, c.learning_rate, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
+        if self._allocator is not None:
+            optimizer.register_step_post_hook(self._allocate)
+        factor = partial(cosine, total=self.steps + 1, warmup=min(c.warmup, self.steps), floor=c.floor)
+        torch.manual_seed(seed_of(c.seed, "rank", self.world.rank))
+        text = hashlib.sha256(data.read_bytes()).hexdigest()
+        sources = {"base": f"sha256 {self._checksum}", "data": f"sha256 {text[:16]}", "chat": self.format}
+        return Trainer(
+            self._trained,
+            self._loss,
+            self.batch,
+            optimizer,
+            settings=c.settings(self.steps),
+            schedule=LambdaLR(optimizer, lambda step: factor(step + 1)),  # the first step too moves the parameters
+            evaluate=self._evaluate,
+            folder=None if self.folder is None else self.folder / CHECKPOINTS,
+            identity={**_identity(c), **sources},
+            world=self.world,
+            report=report,
+        )
+
+    def _allocate(self, *_: Any) -> None:
+        """Hand out the ranks of AdaLoRA; called when the optimizer has taken its step."""
+        if self._allocator is not None:
+            self._allocator.step(len(self.trainer.history.losses) + 1)
+
+    def _loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        noise = neftune(self.model, self.config.neftune) if self.config.neftune else nullcontext()
+        with noise:
+            total, count = sft_loss(model, batch)
+        if self._allocator is not None and self.model.training:
+            total = total + ORTHOGONALITY * count * orthogonality(self.model)
+        return total, count
+
+    # --- how good it is
+
+    def evaluate(self, examples: Sequence[Example] | None = None) -> float:
+        """Return the mean loss of the assistant's tokens.
+
+        Args:
+            examples: conversations. Default: those that are held out.
+
+        Returns:
+            The mean, in nats.
+
+        Raises:
+            ValueError: if there are no conversations.
+        """
+        chosen, total, count = self.held_out if examples is None else examples, 0.0, 0
+        check_at_least("number of conversations", len(chosen), 1)
+        self._trained.eval()
+        with torch.no_grad():
+            for i in range(0, len(chosen), self.config.batch_size):
+                rows = _rows(chosen[i : i + self.config.batch_size], 1)
+                loss, n = sft_loss(self._trained, tuple(x.to(self.world.device) for x in rows))
+                total, count = total + float(loss), count + int(n)
+        return total / count
+
+    def _evaluate(self, _: nn.Module) -> float:
+        """Evaluate, and remember what is trained if it was never so good."""
+        value = self.evaluate()
+        if value < min((found for _, found in self.trainer.history.evaluations), default=math.inf):
+            self._trained.remember()
+        return value
+
+    # --- in words
+
+    def describe(self, *, resumed: bool) -> str:
+        """Say what is about to happen.
+
+        Args:
+            resumed: whether the run goes on from a checkpoint.
+
+        Returns:
+            A few lines.
+        """
+        c, done = self.config, len(self.trainer.history.losses)
+        n = sum(p.numel() for p in self._trained.parameters())
+        cut = f", {self.n_cut:,} of them cut" if self.n_cut else ""
+        where = f"goes on after step {done:,}" if resumed else "begins"
+        return (
+            f"model: {self.n_base:,} parameters; {c.method} trains {n:,}, {100 * n / self.n_base:.2f} %\n"
+            f"conversations: {len(self.train):,} to train on, {len(self.held_out):,} held out{cut}; "
+            f"format {self.format}\n"
+            f"training {where}: {self.steps:,} steps of {c.batch_size:,} conversations"
+        )
+
+    def summary(self) -> str:
+        """Say what came of it.
+
+        Returns:
+            A few lines.
+        """
+        history = self.trainer.history
+        text = f"{len(history.losses):,} steps in {history.seconds / 60:.1f} minutes"
+        if history.evaluations:
+            step, loss = min(history.evaluations, key=lambda found: found[1])
+            text += f"; on the held-out conversations, best after step {step:,}: "
+            text += f"{loss:.4f} nats per token of the assistant"
+        return f"{text}\nthe model is in {self.folder}; answer with --chat {self.format}"
+
+    # --- files
+
+    def save(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Write the best adapter, and the model that it is merged into, as ``generate`` and transformers read it.
+
+        What is best, the evaluations say; without them it is what there is now. All processes may call this; the first
+        one writes.
+
+        Args:
+            folder: where to; the adapter goes into a folder below. Default: the folder of the run.
+
+        Raises:
+            ValueError: if there is no folder.
+            OSError: if a file cannot be written.
+        """
+        chosen = self.folder if folder is None else Path(folder)
+        if chosen is None:
+            raise ValueError("folder is None, expected where the model is to lie")
+        if self.world.rank:
+            return
+        with self._trained.best() if self.trainer.history.evaluations else nullcontext():
+            model = self._merged(chosen)
+        self._save_tokenizer(chosen)
+        model.save_pretrained(chosen)
+
+    def _merged(self, folder: Path) -> CausalLM:
+        """Write the adapter, if there is one, and return a fresh model with it merged."""
+        model = from_pretrained(self.base)
+        assert isinstance(model, CausalLM)
+        folder.mkdir(parents=True, exist_ok=True)
+        if METHODS[self.config.method].kind is None:
+            model.load_state_dict(self.model.state_dict())
+            return model
+        save_adapter(self.model, folder / ADAPTER)
+        return unload(merge(load_adapter(model, folder / ADAPTER)))
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, and what transformers wants to know to hold a conversation."""
+        for file in [*self.base.glob(TOKENIZER), *self.base.glob("*.tiktoken")]:
+            write_text(folder / file.name, file.read_text("utf-8"))
+        end = self.template.answer[1].strip()
+        about = {"tokenizer_class": "PreTrainedTokenizerFast", **_read(self.base / TOKENIZER_CONFIG)}
+        write_json(folder / TOKENIZER_CONFIG, {**about, "eos_token": end, "chat_template": self.template.jinja()})
+        begin = {} if self._about.bos_token_id is None else {"bos_token_id": self._about.bos_token_id}
+        write_json(
+            folder / GENERATION_CONFIG, {**begin, **_read(self.base / GENERATION_CONFIG), "eos_token_id": self.end}
+        )
+
+
+def _rows(examples: Sequence[Example], times: int) -> tuple[Tensor, ...]:
+    """Lay conversations out in rows as long as the longest, and fill up with empty rows to a multiple of ``times``."""
+    rows = pack_examples(examples, max(len(example) for example in examples))
+    short = -len(rows[0]) % times
+    fill = (0, IGNORE, 0, -1)
+    return tuple(torch.cat([x, x.new_full((short, x.shape[1]), value)]) for x, value in zip(rows, fill, strict=True))
+
+
+def _identity(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings that the losses depend on, as JSON has them."""
+    left = ("keep", "save_every", "precision", "patience", "steps", "epochs", "eval_every", "chat")
+    found = {name: x for name, x in asdict(config).items() if name not in left}
+    same: dict[str, Any] = json.loads(json.dumps(found))
+    return same
+
+
+def _checksum(model: nn.Module) -> str:
+    """Return a checksum of the weights of a model."""
+    digest = hashlib.sha256()
+    for name, x in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(x.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _check_free(folder: Path, base: Path) -> None:
+    """Check that the folder of a run is not that of the model, and holds nothing that the run would write over."""
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file, expected a folder: choose another path for --out")
+    if folder.exists() and folder.resolve() == base.resolve():
+        raise ValueError(f"{folder}: is the folder of the model itself: choose another folder for --out")
+    if folder.exists() and any(folder.iterdir()) and not (folder / CHECKPOINTS).is_dir():
+        raise ValueError(f"{folder}: holds something, but no checkpoints of a run: choose another folder for --out")

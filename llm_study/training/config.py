@@ -10,7 +10,7 @@ __all__ = ["RunConfig"]
 
 
 class RunConfig:
-    """What is read from a dictionary or a TOML file; a frozen dataclass derives from it, and its fields are the settings.
+    """What is read from a dictionary or a TOML file; a frozen dataclass that derives from it has the settings as fields.
 
     A field may be a number, a string, a boolean, a tuple of any length of one of these, or a table with string keys.
 
