@@ -3,11 +3,15 @@
 Run it as a script from the root of the project, with all changes committed; it writes docs/data/finetuning.json and
 takes about a quarter of an hour on two cores. ``--steps 4`` tries everything out; the record then says so.
 
-The base is trained here, on plain sentences about short lists of words: which one is at the beginning, what the list is
-from the last to the first, and so on. The conversations ask for the same in words that the sentences never use. Each
-method trains about one percent of the parameters, sees the same conversations in the same order, and takes as many
-steps as the others; of three learning rates, a third of a decade apart, the one counts that has the lowest loss on
-validation conversations. The curves show other conversations, which decide nothing.
+The base is trained here, on plain sentences that say of forty animals what color they have, what they eat, and so on,
+all of it made up by the seed. The conversations ask for the same in another wording, which the sentences never use: an
+attribute and an animal, and the answer is one word. Two thirds of the facts are asked for in the conversations that are
+trained on. The others are for validation and for the test: who has learned the format answers them from what the base
+knows, who has learned the answers by heart does not.
+
+Each method trains about one percent of the parameters, sees the same conversations in the same order, and takes as many
+steps as the others; of three learning rates, each about three times the one before, the one counts that has the lowest
+loss on the validation conversations. The curves show the test conversations, which decide nothing.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,50 +38,277 @@ from llm_study.training.pretrain import PretrainConfig, Pretraining
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs/data/finetuning.json"
-SEED, BASE_STEPS, STEPS, EVERY = 0, 800, 120, 10
+SEED, BASE_STEPS, STEPS, EVERY = 0, 400, 60, 5
 SHORT, FIRST = 4, 3
 """Steps of the base in the short run that a test repeats, and steps of each method after it."""
-WORDS = (
-    "bird boat book cat chair cup dog egg fish hat house jar key lamp milk moon oak pen queen rain ship sun tree wolf"
-).split()
-SKILLS: dict[str, tuple[str, str, Callable[[list[str]], list[str]]]] = {
-    "reverse": ("From the last to the first, they are", "Reverse", lambda words: words[::-1]),
-    "first": ("The one at the beginning is", "First", lambda words: words[:1]),
-    "last": ("The one at the end is", "Last", lambda words: words[-1:]),
-    "sort": ("As in a dictionary, they are", "Sort", sorted),
-    "copy": ("Once more, they are", "Copy", lambda words: words),
+ANIMALS = [
+    *("ant", "bat", "bear", "bee", "bird", "cat", "cow", "crab", "crow", "deer", "dog", "duck", "eel", "elk", "emu"),
+    *("fish", "fly", "fox", "frog", "goat", "hare", "hawk", "hen", "horse", "lamb", "lion", "mole", "moth", "mouse"),
+    *("newt", "owl", "pig", "rat", "seal", "sheep", "slug", "snail", "swan", "toad", "wolf"),
+]
+ATTRIBUTES = {
+    "color": ["black", "blue", "brown", "gold", "green", "grey", "pink", "red"],
+    "food": ["bread", "corn", "fruit", "grass", "leaves", "nuts", "rice", "seeds"],
+    "home": ["barn", "cave", "field", "hole", "lake", "nest", "river", "tree"],
+    "sound": ["bark", "buzz", "click", "howl", "hum", "roar", "song", "squeak"],
+    "size": ["big", "giant", "huge", "little", "long", "short", "small", "tiny"],
+    "mood": ["angry", "brave", "calm", "glad", "proud", "sad", "shy", "wild"],
 }
-"""Name of a skill → how a sentence of the base says it, how a question of the conversations asks for it, and the answer."""
 
 
 # --- texts and conversations
 
 
-def text(rng: random.Random) -> str:
-    """Return a paragraph that the base learns from: a list of words, and what can be said of it."""
-    words = rng.sample(WORDS, rng.randint(3, 4))
-    said = [f"{sentence}: {' '.join(answer(words))}." for sentence, _, answer in SKILLS.values()]
-    rng.shuffle(said)
-    return f"These are the words: {' '.join(words)}. {' '.join(said)}\n"
+def facts() -> dict[tuple[str, str], str]:
+    """Return what there is to know: the value of each attribute of each animal."""
+    rng = random.Random(f"facts {SEED}")
+    return {(animal, name): rng.choice(values) for animal in ANIMALS for name, values in ATTRIBUTES.items()}
 
 
 def corpus() -> Corpus:
-    """Return the texts of the base."""
-    rng = random.Random(f"text {SEED}")
-    return Corpus([text(rng) for _ in range(20000)], [text(rng) for _ in range(100)])
+    """Return the texts of the base, three sentences each."""
+    rng, known = random.Random(f"text {SEED}"), list(facts().items())
+
+    def text() -> str:
+        return " ".join(f"The {name} of the {animal} is {x}." for (animal, name), x in rng.sample(known, 3)) + "\n"
+
+    return Corpus([text() for _ in range(12000)], [text() for _ in range(100)])
 
 
-def chat(rng: random.Random, skill: str) -> list[dict[str, str]]:
-    """Return a question and its answer."""
-    words = rng.sample(WORDS, rng.randint(3, 4))
-    _, question, answer = SKILLS[skill]
+def chats(part: str) -> list[list[dict[str, str]]]:
+    """Return the conversations of a part of the facts: ``train``, ``validation`` or ``test``, which share none."""
+    known = list(facts().items())
+    random.Random(f"parts {SEED}").shuffle(known)
+    third = len(known) // 6
+    places = {"validation": slice(0, third), "test": slice(third, 2 * third), "train": slice(2 * third, None)}
     return [
-        {"role": "user", "content": f"{question}: {' '.join(words)}"},
-        {"role": "assistant", "content": " ".join(answer(words))},
+        [{"role": "user", "content": f"{name} {animal}"}, {"role": "assistant", "content": value}]
+        for (animal, name), value in known[places[part]]
     ]
 
 
-def chats(name: str, n: int) -> list[list[dict[str, str]]]:
-    """Return ``n`` conversations, as many of each skill; those of another name are others."""
-    rng, skills = random.Random(f"{name} {SEED}"), list(SKILLS)
-    return [chat(rng, skills[i % len(skills)]) for i in range(n)]
+def base_config(steps: int = BASE_STEPS) -> PretrainConfig:
+    """Return the settings of the base; the schedule of the learning rate depends on how long it is."""
+    return PretrainConfig(
+        steps=steps,
+        seed=SEED,
+        vocab_size=512,
+        length=48,
+        hidden_size=144,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        batch_size=16,
+        learning_rate=3e-3,
+        eval_every=min(100, steps),
+        eval_windows=16,
+        save_every=steps,
+    )
+
+
+# --- methods
+
+TARGETS = ("q_proj", "v_proj")
+LORA = {"rank": 4}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "rslora": LORA,
+    "lora+": LORA,
+    "lora_fa": {"rank": 8},
+    "dora": LORA,
+    "pissa": LORA,
+    "olora": LORA,
+    "adalora": {"rank": 3},
+    "vera": {"rank": 1024},
+    "vb_lora": {"rank": 4, "options": {"vector_length": 48, "num_vectors": 48}},
+    "randlora": {"rank": 18},
+    "loha": {"rank": 2},
+    "lokr": {"rank": 18, "options": {"decompose_factor": 4}},
+    "mora": LORA,
+    "miss": {"rank": 8},
+    "fourierft": LORA,
+    "full": {},
+}
+"""Sizes such that each trains about one percent of the parameters."""
+CENTERS = {
+    "lora": 1e-2,
+    "rslora": 1e-2,
+    "lora+": 3e-3,
+    "lora_fa": 1e-2,
+    "dora": 1e-2,
+    "pissa": 3e-3,
+    "olora": 3e-3,
+    "adalora": 3e-2,
+    "vera": 3e-2,
+    "vb_lora": 3e-2,
+    "randlora": 1e-2,
+    "loha": 3e-2,
+    "lokr": 1e-2,
+    "mora": 1e-2,
+    "miss": 1e-2,
+    "fourierft": 1e-1,
+    "full": 1e-3,
+}
+"""The middle one of three learning rates, from a trial with another seed."""
+
+
+def rates(method: str) -> list[float]:
+    """Return the three learning rates of a method."""
+    return [float(f"{CENTERS[method] * factor:.1e}") for factor in (1 / 3, 1, 3)]
+
+
+def config(method: str, rate: float, steps: int = STEPS) -> FinetuneConfig:
+    """Return the settings of a method; the last evaluation is that on the validation conversations."""
+    return FinetuneConfig(
+        method=method,
+        targets=TARGETS,
+        chat="plain",
+        learning_rate=rate,
+        steps=steps,
+        seed=SEED,
+        save_every=steps,
+        held_out=0.0,
+        **METHODS[method],
+    )
+
+
+# --- measuring
+
+
+def write_chats(file: Path) -> Path:
+    """Write the conversations that are trained on."""
+    lines = [json.dumps({"messages": messages}) for messages in chats("train")]
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+def examples(run: Finetuning, part: str) -> list[Example]:
+    return [tokenize_chat(x, tokenizer=run.tokenizer, template=run.template) for x in chats(part)]
+
+
+def exact(run: Finetuning, part: str) -> float:
+    """Return the share of questions whose greedy answer is right, word for word, its end included."""
+    right = []
+    for example in examples(run, part):
+        own = (example.targets >= 0).nonzero()[0].item()
+        answer = example.targets[own:][example.targets[own:] >= 0].tolist()
+        ids = generate(run.model, example.ids[None, : own + 1], max_new_tokens=len(answer), eos_id=run.end)
+        right.append(ids[0, own + 1 :].tolist() == answer)
+    return round(sum(right) / len(right), 4)
+
+
+def learn(base: Path, data: Path, method: str, rate: float, steps: int) -> tuple[Finetuning, dict[str, Any]]:
+    """Fine-tune once; return the run, and what is to be known of it."""
+    run = Finetuning(base, data, config(method, rate, steps))
+    test = examples(run, "test")
+    curve, start = [[0, round(run.evaluate(test), 4)]], time.perf_counter()
+    while not run.trainer.finished:
+        run.trainer.step()
+        done = len(run.trainer.history.losses)
+        if done % EVERY == 0 or done == steps:
+            curve.append([done, round(run.evaluate(test), 4)])
+    seconds, validation = time.perf_counter() - start, run.evaluate(examples(run, "validation"))
+    last = sum(run.trainer.history.losses[-EVERY:]) / len(run.trainer.history.losses[-EVERY:])
+    found = {"learning rate": rate, "train": round(last, 4), "validation": round(validation, 4), "test": curve}
+    return run, {**found, "seconds": round(seconds, 1)}
+
+
+def compared(base: Path, data: Path, method: str, steps: int) -> dict[str, Any]:
+    """Try three learning rates; the best one answers the questions of the test, and those that it was trained on."""
+    tried = [learn(base, data, method, rate, steps) for rate in rates(method)]
+    runs = [found for _, found in tried]
+    best = min(range(len(runs)), key=lambda i: runs[i]["validation"])
+    run = tried[best][0]
+    run.model.eval()
+    n = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    right = {part: exact(run, part) for part in ("train", "test")}
+    return {
+        **METHODS[method],
+        "trained": n,
+        "share": round(n / run.n_base, 6),
+        "runs": runs,
+        "best": best,
+        "exact": right,
+    }
+
+
+def first_losses(folder: Path) -> dict[str, list[float]]:
+    """Train a base for a few steps, then each method for a few more; return the losses, which a test repeats."""
+    base = Pretraining(corpus(), base_config(SHORT))
+    found = {"base": base.trainer.run().losses}
+    base.save(folder / "short")
+    data = write_chats(folder / "short.jsonl")
+    for method in METHODS:
+        run = Finetuning(folder / "short", data, config(method, CENTERS[method], FIRST))
+        found[method] = [run.trainer.step() for _ in range(FIRST)]
+    return found
+
+
+# --- the record
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def about() -> Iterator[tuple[str, Any]]:
+    """Yield what is to be known of the script and of the machine."""
+    yield "what", "a small model is fine-tuned by many methods on the same conversations"
+    yield "script", f"docs/figures/{Path(__file__).name}"
+    yield "seed", SEED
+    versions = {"llm_study": llm_study.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    yield "versions", versions
+    yield "commit", git("rev-parse", "HEAD").strip()
+    yield "machine", {"system": platform.system(), "cpu": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def record(folder: Path, steps: int, base_steps: int) -> dict[str, Any]:
+    """Train the base and every method; return everything that is to be known of them."""
+    found = {**dict(about()), "steps": steps, "planned steps": STEPS, "first losses": first_losses(folder)}
+    base = Pretraining(corpus(), base_config(base_steps))
+    history = base.trainer.run()
+    base.save(folder / "base")
+    data = write_chats(folder / "chat.jsonl")
+    untouched = Finetuning(folder / "base", data, config("full", 1e-3, 1))
+    untouched.model.eval()
+    found["base"] = {
+        "settings": asdict(base.config),
+        "parameters": untouched.n_base,
+        "seconds": round(history.seconds, 1),
+        "evaluations": [[step, round(loss, 4)] for step, loss in history.evaluations],
+        "sentences": known_share(base),
+        "exact": {part: exact(untouched, part) for part in ("train", "test")},
+    }
+    found["conversations"] = {part: len(chats(part)) for part in ("train", "validation", "test")}
+    found["settings"] = {name: x for name, x in asdict(config("lora", 1e-2)).items() if name not in ("rank", "method")}
+    found["methods"] = {}
+    for method in METHODS:
+        found["methods"][method] = done = compared(folder / "base", data, method, steps)
+        tried = [(x["learning rate"], x["validation"]) for x in done["runs"]]
+        print(method, f"{done['share']:.2%}", tried, done["exact"], file=sys.stderr, flush=True)
+    return found
+
+
+def known_share(base: Pretraining) -> float:
+    """Return the share of all facts that the base completes, in the wording that it was trained on."""
+    base.model.eval()
+    end, right = base.tokenizer.special_tokens["<|endoftext|>"], []
+    for (animal, name), value in facts().items():
+        ids, answer = (base.tokenizer.encode(x) for x in (f"The {name} of the {animal} is", f" {value}."))
+        out = generate(base.model, torch.tensor([[end, *ids]]), max_new_tokens=len(answer))
+        right.append(out[0, -len(answer) :].tolist() == answer)
+    return round(sum(right) / len(right), 4)
+
+
+def main() -> None:
+    """Train everything and write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, help="fewer, to try it out (default: %(default)s)")
+    parser.add_argument("--base-steps", type=int, default=BASE_STEPS, help="the same for the base")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = record(Path(folder), arguments.steps, arguments.base_steps)
+    TARGET.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
