@@ -38,7 +38,7 @@ from llm_study.training.pretrain import PretrainConfig, Pretraining
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs/data/finetuning.json"
-SEED, BASE_STEPS, STEPS, EVERY = 0, 400, 60, 5
+SEED, BASE_STEPS, STEPS, EVERY = 0, 300, 40, 5
 SHORT, FIRST = 4, 3
 """Steps of the base in the short run that a test repeats, and steps of each method after it."""
 ANIMALS = [
@@ -98,11 +98,21 @@ def base_config(steps: int = BASE_STEPS) -> PretrainConfig:
         intermediate_size=384,
         num_hidden_layers=4,
         batch_size=16,
-        learning_rate=3e-3,
-        eval_every=min(100, steps),
-        eval_windows=16,
+        learning_rate=2e-3,
+        warmup=20,
+        eval_every=min(50, steps),
+        eval_windows=8,
         save_every=steps,
     )
+
+
+def new_base(steps: int) -> Pretraining:
+    """Return the base before its training; weights of this size, not as small as usual, let it learn sooner."""
+    run = Pretraining(corpus(), base_config(steps))
+    for name, parameter in run.model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return run
 
 
 # --- methods
@@ -111,22 +121,22 @@ TARGETS = ("q_proj", "v_proj")
 LORA = {"rank": 4}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": LORA,
-    "rslora": LORA,
-    "lora+": LORA,
-    "lora_fa": {"rank": 8},
+    "full": {},
     "dora": LORA,
     "pissa": LORA,
-    "olora": LORA,
-    "adalora": {"rank": 3},
     "vera": {"rank": 1024},
-    "vb_lora": {"rank": 4, "options": {"vector_length": 48, "num_vectors": 48}},
-    "randlora": {"rank": 18},
     "loha": {"rank": 2},
     "lokr": {"rank": 18, "options": {"decompose_factor": 4}},
     "mora": LORA,
+    "randlora": {"rank": 18},
     "miss": {"rank": 8},
     "fourierft": LORA,
-    "full": {},
+    "adalora": {"rank": 3},
+    "lora+": LORA,
+    "vb_lora": {"rank": 4, "options": {"vector_length": 48, "num_vectors": 48}},
+    "rslora": LORA,
+    "olora": LORA,
+    "lora_fa": {"rank": 8},
 }
 """Sizes such that each trains about one percent of the parameters."""
 CENTERS = {
@@ -140,15 +150,15 @@ CENTERS = {
     "adalora": 3e-2,
     "vera": 3e-2,
     "vb_lora": 3e-2,
-    "randlora": 1e-2,
+    "randlora": 3e-3,
     "loha": 3e-2,
     "lokr": 1e-2,
     "mora": 1e-2,
     "miss": 1e-2,
-    "fourierft": 1e-1,
+    "fourierft": 3e-2,
     "full": 1e-3,
 }
-"""The middle one of three learning rates, from a trial with another seed."""
+"""The middle one of three learning rates."""
 
 
 def rates(method: str) -> list[float]:
@@ -233,7 +243,7 @@ def compared(base: Path, data: Path, method: str, steps: int) -> dict[str, Any]:
 
 def first_losses(folder: Path) -> dict[str, list[float]]:
     """Train a base for a few steps, then each method for a few more; return the losses, which a test repeats."""
-    base = Pretraining(corpus(), base_config(SHORT))
+    base = new_base(SHORT)
     found = {"base": base.trainer.run().losses}
     base.save(folder / "short")
     data = write_chats(folder / "short.jsonl")
@@ -261,10 +271,10 @@ def about() -> Iterator[tuple[str, Any]]:
     yield "machine", {"system": platform.system(), "cpu": platform.machine(), "threads": torch.get_num_threads()}
 
 
-def record(folder: Path, steps: int, base_steps: int) -> dict[str, Any]:
-    """Train the base and every method; return everything that is to be known of them."""
+def record(folder: Path, steps: int, base_steps: int) -> None:
+    """Train the base and every method; write everything that is to be known of them, after each method."""
     found = {**dict(about()), "steps": steps, "planned steps": STEPS, "first losses": first_losses(folder)}
-    base = Pretraining(corpus(), base_config(base_steps))
+    base = new_base(base_steps)
     history = base.trainer.run()
     base.save(folder / "base")
     data = write_chats(folder / "chat.jsonl")
@@ -283,9 +293,9 @@ def record(folder: Path, steps: int, base_steps: int) -> dict[str, Any]:
     found["methods"] = {}
     for method in METHODS:
         found["methods"][method] = done = compared(folder / "base", data, method, steps)
+        TARGET.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
         tried = [(x["learning rate"], x["validation"]) for x in done["runs"]]
         print(method, f"{done['share']:.2%}", tried, done["exact"], file=sys.stderr, flush=True)
-    return found
 
 
 def known_share(base: Pretraining) -> float:
@@ -306,8 +316,7 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=BASE_STEPS, help="the same for the base")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = record(Path(folder), arguments.steps, arguments.base_steps)
-    TARGET.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        record(Path(folder), arguments.steps, arguments.base_steps)
 
 
 if __name__ == "__main__":

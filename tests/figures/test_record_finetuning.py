@@ -41,7 +41,7 @@ def test_the_base_and_every_method_begin_as_they_were_recorded(tmp_path: Path) -
 def test_the_conversations_ask_for_facts_that_the_sentences_state_and_the_parts_share_none() -> None:
     parts = {part: [x[0]["content"] for x in SCRIPT.chats(part)] for part in ("train", "validation", "test")}
     assert {part: len(x) for part, x in parts.items()} == RECORD["conversations"]
-    asked = sum(parts.values(), [])
+    asked = [question for part in parts.values() for question in part]
     assert len(set(asked)) == len(asked) == len(SCRIPT.facts()) == 240
     corpus = SCRIPT.corpus()
     text = "".join(corpus.train)
@@ -56,7 +56,7 @@ def test_the_conversations_ask_for_facts_that_the_sentences_state_and_the_parts_
 def test_the_record_is_in_itself_consistent() -> None:
     assert RECORD["steps"] == RECORD["planned steps"] == SCRIPT.STEPS
     assert RECORD["methods"].keys() == METHODS.keys() == {*FIGURE.NAMES, "full"}
-    assert sorted(sum(map(list, FIGURE.GROUPS), [])) == sorted(FIGURE.NAMES)
+    assert sorted(name for group in FIGURE.GROUPS for name in group) == sorted(FIGURE.NAMES)
     for name, found in RECORD["methods"].items():
         assert {key: found[key] for key in SCRIPT.METHODS[name]} == SCRIPT.METHODS[name]
         assert [run["learning rate"] for run in found["runs"]] == SCRIPT.rates(name)
