@@ -370,7 +370,9 @@ sys.exit("torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["finetune", "--help"], ["train"], ["params", "."]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["finetune", "--help"], ["train"], ["params", "."]]
+)
 def test_help_usage_and_counting_do_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
     write(tmp_path, LLAMA_3_8B)
     environment = {**os.environ, "PYTHONPATH": str(Path(llm_study.__file__).parents[1])}

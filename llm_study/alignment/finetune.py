@@ -85,7 +85,7 @@ class Recipe:
     """
 
     kind: Callable[..., Method] | None
-    sizes: Callable[["FinetuneConfig", int, int], dict[str, Any]] = lambda c, width, steps: {"rank": c.rank}
+    sizes: Callable[["FinetuneConfig", int, int], dict[str, Any]] = field(default_factory=lambda: _rank)
     groups: Callable[[nn.Module, float], list[dict[str, Any]]] | None = None
     adaptive: bool = False
 
@@ -112,15 +112,19 @@ class Recipe:
         return self.kind(**{**self.sizes(config, width, steps), **config.options})
 
 
+def _rank(c: "FinetuneConfig", width: int, steps: int) -> dict[str, Any]:
+    return {"rank": c.rank}
+
+
 def _scaled(times: float) -> Callable[["FinetuneConfig", int, int], dict[str, Any]]:
     """Return sizes of a method with a rank and a scale, which is ``alpha / rank``: ``times``, if nothing is set."""
-    return lambda c, width, steps: {"rank": c.rank, "alpha": c.alpha or times * c.rank}
+    return lambda c, width, steps: {"rank": c.rank, "alpha": c.alpha or float(times * c.rank)}
 
 
 def _adalora(c: "FinetuneConfig", width: int, steps: int) -> dict[str, Any]:
     """Begin with half as many ranks again, and hand them out between the first tenth and the last third of the run."""
     times = {"tinit": steps // 10, "tfinal": steps // 3, "delta_t": max(1, steps // 100), "total_step": steps}
-    return {"init_r": c.rank + (c.rank + 1) // 2, "target_r": c.rank, "alpha": c.alpha or 2 * c.rank, **times}
+    return {"init_r": c.rank + (c.rank + 1) // 2, "target_r": c.rank, "alpha": c.alpha or 2.0 * c.rank, **times}
 
 
 def _fourier(c: "FinetuneConfig", width: int, steps: int) -> dict[str, Any]:
@@ -286,6 +290,17 @@ def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | N
     Raises:
         FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
         ValueError: if a file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
+        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=257, special_tokens=["</s>"])
+        >>> raw = {"model_type": "llama", "vocab_size": 257, "hidden_size": 8, "intermediate_size": 8}
+        >>> raw |= {"num_hidden_layers": 1, "num_attention_heads": 1, "eos_token_id": 256}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / CONFIG, raw)
+        ...     end_of_text(folder, tokenizer)
+        '</s>'
     """
     config = config_from_dict(read_config(folder), source=str(Path(folder) / CONFIG))
     file = Path(folder) / GENERATION_CONFIG
@@ -310,6 +325,17 @@ def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str 
     Raises:
         FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
         ValueError: if there is no such format, the tokenizer has not all of its control tokens, or fits none.
+
+    Example:
+        >>> import tempfile
+        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
+        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=258, special_tokens=["<|im_start|>", "<|im_end|>"])
+        >>> raw = {"model_type": "llama", "vocab_size": 258, "hidden_size": 8, "intermediate_size": 8}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / CONFIG, {**raw, "num_hidden_layers": 1, "num_attention_heads": 1})
+        ...     name, _, end = chat_format(folder, tokenizer)
+        >>> name, end
+        ('chatml', 257)
     """
     end = end_of_text(folder, tokenizer)
     formats = {key: chat_template(key, end=end) for key in TEMPLATES}
@@ -456,6 +482,25 @@ class Finetuning:
         ValueError: if the model is no decoder, a conversation does not fit the format, the adapter does not fit the
             model, or ``folder`` is that of the model or holds something else than a run.
         OSError: if the folder cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> from llm_study.core.config import LlamaConfig
+        >>> from llm_study.models.llama import LlamaForCausalLM
+        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
+        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=257, special_tokens=["<|endoftext|>"])
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=257, eos_token_id=256, **sizes))
+        >>> turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     tokenizer.save(Path(folder) / TOKENIZER)
+        ...     _ = (Path(folder) / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+        ...     config = FinetuneConfig(method="full", steps=20, warmup=1, learning_rate=0.01, held_out=0.0)
+        ...     run = Finetuning(folder, Path(folder) / "chat.jsonl", config)
+        >>> losses = run.trainer.run().losses
+        >>> losses[-1] < 0.5 * losses[0]
+        True
     """
 
     def __init__(

@@ -3,19 +3,20 @@
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 __all__ = ["RunConfig"]
 
 
+@dataclass(frozen=True)
 class RunConfig:
-    """What is read from a dictionary or a TOML file; a frozen dataclass that derives from it has the settings as fields.
+    """What is read from a dictionary or a TOML file; a frozen dataclass derives from it, its fields are the settings.
 
     A field may be a number, a string, a boolean, a tuple of any length of one of these, or a table with string keys.
 
     Example:
-        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Walk(RunConfig):
         ...     steps: int = 10

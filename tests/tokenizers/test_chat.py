@@ -34,7 +34,9 @@ EXPECTED = {
     "gemma": "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
     "<start_of_turn>user\n1+1?<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n",
 }
-EXPECTED["plain"] = "System: Be brief.\nUser:  Hi \nAssistant: Hello.\n<|endoftext|>\nUser: 1+1?\nAssistant: 2<|endoftext|>\n"
+EXPECTED["plain"] = (
+    "System: Be brief.\nUser:  Hi \nAssistant: Hello.\n<|endoftext|>\nUser: 1+1?\nAssistant: 2<|endoftext|>\n"
+)
 EXPECTED["qwen2"] = EXPECTED["chatml"]
 EXPECTED_WITHOUT = {
     "qwen2": EXPECTED["chatml"].replace("Be brief.", "You are a helpful assistant."),
