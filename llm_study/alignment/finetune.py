@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
-"""Folders below the one of a run: the adapter alone, and the checkpoints."""
+"""Names of folders below that of a run, one for the adapter alone and one for the checkpoints."""
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 ORTHOGONALITY = 0.1
 """Weight of the penalty of AdaLoRA."""
@@ -479,8 +479,7 @@ class Finetuning:
 
     Raises:
         FileNotFoundError: if there is no such folder or file, or a file of the model is missing.
-        ValueError: if the model is no decoder, a conversation does not fit the format, the adapter does not fit the
-            model, or ``folder`` is that of the model or holds something else than a run.
+        ValueError: if the model is no decoder, conversations or adapter do not fit it, or ``folder`` is taken.
         OSError: if the folder cannot be made.
 
     Example:
