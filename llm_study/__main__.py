@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from llm_study import __version__
 
 if TYPE_CHECKING:
+    from llm_study.alignment.finetune import Finetuning
     from llm_study.core.config import ModelConfig
     from llm_study.core.roofline import Transformer
     from llm_study.tokenizers.base import Tokenizer
+    from llm_study.training.distributed import World
+    from llm_study.training.pretrain import Pretraining
 
 __all__ = ["main"]
 
@@ -190,7 +193,7 @@ def check_generate(arguments: argparse.Namespace) -> None:
 def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the ids that the model is to read, and those that end its turn."""
     from llm_study.tokenizers.auto import leading_ids
-    from llm_study.tokenizers.chat import TEMPLATES
+    from llm_study.tokenizers.chat import TEMPLATES, chat_template
 
     if arguments.chat is None:
         ids = [*leading_ids(arguments.path), *tokenizer.encode(arguments.prompt)]
@@ -199,7 +202,8 @@ def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[l
         return ids, []
     if arguments.chat not in TEMPLATES:
         raise ValueError(f"--chat is {arguments.chat!r}, expected one of {', '.join(TEMPLATES)}")
-    template = TEMPLATES[arguments.chat]
+    end = next((tokenizer.decode([id]) for id in end_ids(arguments.path) if id < tokenizer.vocab_size), None)
+    template = chat_template(arguments.chat, end=end)
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     text = template.render([*system, {"role": "user", "content": arguments.prompt}], add_generation_prompt=True)
     end = template.answer[1].strip()
@@ -287,7 +291,6 @@ def train(arguments: argparse.Namespace) -> None:
     from llm_study.data.texts import read_texts, split_texts
     from llm_study.training.distributed import connect
     from llm_study.training.pretrain import PretrainConfig, Pretraining
-    from llm_study.training.progress import ProgressBar
 
     options = {name: getattr(arguments, name) for name in ("steps", "seed")}
     options = {name: value for name, value in options.items() if value is not None}
@@ -296,23 +299,67 @@ def train(arguments: argparse.Namespace) -> None:
         config = PretrainConfig.from_toml(arguments.config, **options)
     corpus = split_texts(read_texts(arguments.text), config.held_out)
     with connect() as world:
-        run = Pretraining(corpus, config, folder=arguments.out, world=world)
-        resumed = run.trainer.resume()
-        if world.rank == 0:
-            print(run.describe(resumed=resumed), file=sys.stderr, flush=True)
-        run.trainer.report = bar = ProgressBar()
-        try:
-            run.trainer.run()
-        finally:
-            bar.close()
-        run.save()
-        if world.rank == 0:
-            print(run.summary())
+        go(Pretraining(corpus, config, folder=arguments.out, world=world), world)
+
+
+# --- finetune
+
+
+def add_finetune(commands: Any) -> None:
+    """Add the command that teaches a model conversations."""
+    text = "Fine-tune a decoder from a local folder on conversations, all of it or by an adapter that is then merged. "
+    text += "Checkpoints are written as it goes: the same command again goes on from the last one."
+    note = 'A line of the data: {"messages": [{"role": "user", "content": "…"}, '
+    note += '{"role": "assistant", "content": "…"}]}'
+    parser = commands.add_parser("finetune", help="fine-tune a model on conversations", description=text, epilog=note)
+    add = parser.add_argument
+    add("path", type=Path, metavar="FOLDER", help="the folder of the model, with its tokenizer.json")
+    add("--data", type=Path, required=True, metavar="FILE", help="conversations in JSONL, one a line")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where checkpoints go, and the model at the end")
+    add("--method", metavar="NAME", help="lora, the default, or dora, pissa, vera, … or full, which trains everything")
+    add("--rank", type=int, metavar="R", help="rank of the adapter (default: 8)")
+    add("--chat", metavar="FORMAT", help="chatml, qwen2, llama3, … (default: the one that the tokenizer is made for)")
+    add("--steps", type=int, metavar="N", help="number of steps (default: as many as three passes over the data take)")
+    add("--learning-rate", type=float, metavar="X", help="the largest one (default: 2e-4)")
+    add("--seed", type=int, metavar="N", help="seed of the adapter and of the order of the data (default: 0)")
+    add("--config", type=Path, metavar="FILE", help="settings in TOML, named as in llm_study.alignment.finetune")
+    parser.set_defaults(run=finetune)
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Fine-tune, or go on with it, and write adapter and model."""
+    from llm_study.alignment.finetune import FinetuneConfig, Finetuning
+    from llm_study.training.distributed import connect
+
+    names = ("method", "rank", "chat", "steps", "learning_rate", "seed")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    config = FinetuneConfig(**options)
+    if arguments.config is not None:
+        config = FinetuneConfig.from_toml(arguments.config, **options)
+    with connect() as world:
+        go(Finetuning(arguments.path, arguments.data, config, folder=arguments.out, world=world), world)
+
+
+def go(run: "Pretraining | Finetuning", world: "World") -> None:
+    """Take all steps of a run that are left, tell what it does, and save what came of it."""
+    from llm_study.training.progress import ProgressBar
+
+    resumed = run.trainer.resume()
+    if world.rank == 0:
+        print(run.describe(resumed=resumed), file=sys.stderr, flush=True)
+    run.trainer.report = bar = ProgressBar()
+    try:
+        run.trainer.run()
+    finally:
+        bar.close()
+    run.save()
+    if world.rank == 0:
+        print(run.summary())
 
 
 # --- all commands
 
-COMMANDS: tuple[Callable[[Any], None], ...] = (add_params, add_generate, add_train)
+COMMANDS: tuple[Callable[[Any], None], ...] = (add_params, add_generate, add_train, add_finetune)
 BROKEN_PIPE, INTERRUPTED = 141, 130
 """Exit status of a program that a signal ended, 128 and its number, as shells count."""
 

@@ -224,6 +224,7 @@ BAD_OPTIONS = {
     "--chat is 'made up', expected one of chatml, qwen2, llama2": ["low", "--chat", "made up"],
     "'<|eot_id|>' is no special token": ["low", "--chat", "llama3"],
     "message 0 spells the control token <|im_end|>": ["low<|im_end|>", "--chat", "chatml"],
+    "'<|endoftext|>' is no special token": ["low", "--chat", "plain"],
     "n_positions is 256, expected at least 257": ["low", "--max-new-tokens", "257"],
 }
 
@@ -329,6 +330,10 @@ def test_a_longer_text_than_the_model_is_for(tmp_path: Path, capsys: pytest.Capt
         ["train", "--text", "."],
         ["train", "--out", "."],
         ["train", "--text", ".", "--out", ".", "--steps", "many"],
+        ["finetune", ".", "--data", "."],
+        ["finetune", ".", "--out", "."],
+        ["finetune", "--data", ".", "--out", "."],
+        ["finetune", ".", "--data", ".", "--out", ".", "--rank", "many"],
         ["--made-up"],
     ],
 )
@@ -345,6 +350,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["params", "--help"], "FOLDER|CONFIG.json"),
         (["generate", "--help"], "--max-new-tokens N"),
         (["train", "--help"], "--text FILE|FOLDER"),
+        (["finetune", "--help"], "--method NAME"),
         (["--version"], __version__),
     ]:
         with pytest.raises(SystemExit) as caught:
@@ -364,7 +370,9 @@ sys.exit("torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train"], ["params", "."]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["finetune", "--help"], ["train"], ["params", "."]]
+)
 def test_help_usage_and_counting_do_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
     write(tmp_path, LLAMA_3_8B)
     environment = {**os.environ, "PYTHONPATH": str(Path(llm_study.__file__).parents[1])}

@@ -180,7 +180,9 @@ class RankAllocator:
         for key, p in self._parameters():
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
             found = lowrank.smoothed_importance(p.detach(), gradient, self.mean[key], self.spread[key], **betas)
-            importance[key], self.mean[key], self.spread[key] = found
+            importance[key] = found[0]
+            for held, new in ((self.mean, found[1]), (self.spread, found[2])):
+                held[key].copy_(new)  # in place, so that who stores these tensors has them as they are now
         return self._triplets(importance)
 
     def _triplets(self, importance: Mapping[tuple[str, str], Tensor]) -> dict[str, Tensor]:
@@ -189,7 +191,8 @@ class RankAllocator:
 
     def _choose(self, scores: Mapping[str, Tensor], budget: int) -> None:
         masks = lowrank.keep_most_important(list(scores.values()), budget)
-        self.keep = dict(zip(scores, masks, strict=True))
+        for name, mask in zip(scores, masks, strict=True):
+            self.keep[name].copy_(mask)
 
     @torch.no_grad()
     def _switch_off(self) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from llm_study.tokenizers.base import Tokenizer
 
-__all__ = ["ChatTemplate", "TEMPLATES", "token_mask"]
+__all__ = ["ChatTemplate", "TEMPLATES", "chat_template", "plain", "token_mask"]
 
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]
@@ -258,6 +258,33 @@ _CHATML = ChatTemplate(
     control=("<|im_start|>", "<|im_end|>"),
 )
 
+
+def plain(end: str = "<|endoftext|>") -> ChatTemplate:
+    r"""Return a format without control tokens of its own: roles are words, and an answer ends as a text does.
+
+    It suits models that know one special token only. The price: words such as ``Assistant:`` are plain text, so a user
+    who writes them speaks as the assistant.
+
+    Args:
+        end: the token that ends a text.
+
+    Returns:
+        The format.
+
+    Example:
+        >>> plain("</s>").render([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}])
+        'User: 1 + 1?\nAssistant: 2</s>\n'
+    """
+    return ChatTemplate(
+        system=("System: ", "\n"),
+        user=("User: ", "\n"),
+        prompt="Assistant:",
+        answer=(" ", end),
+        after="\n",
+        control=(end,),
+    )
+
+
 TEMPLATES: Mapping[str, ChatTemplate] = {
     "chatml": _CHATML,
     "qwen2": replace(_CHATML, default_system="You are a helpful assistant."),
@@ -300,9 +327,33 @@ TEMPLATES: Mapping[str, ChatTemplate] = {
         alternate=True,
         control=("<s>", "</s>"),
     ),
+    "plain": plain(),
 }
 """The formats by name. ``qwen2`` is ChatML with a system message by default, ``gemma`` that of Gemma 3, ``mistral``
-that of Mixtral 8x7B Instruct v0.1, which has no place for a system message."""
+that of Mixtral 8x7B Instruct v0.1, which has no place for a system message; ``plain`` is :func:`plain`, for any model
+that knows an end of texts."""
+
+
+def chat_template(name: str, *, end: str | None = None) -> ChatTemplate:
+    """Find a format by its name.
+
+    Args:
+        name: its name in :data:`TEMPLATES`.
+        end: the token that ends a text of the model, for ``plain``. Default: ``<|endoftext|>``.
+
+    Returns:
+        The format.
+
+    Raises:
+        ValueError: if there is no format of this name.
+
+    Example:
+        >>> chat_template("plain", end="</s>").control, chat_template("chatml", end="</s>").control
+        (('</s>',), ('<|im_start|>', '<|im_end|>'))
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"the chat format is {name!r}, expected one of {', '.join(TEMPLATES)}")
+    return plain(end) if name == "plain" and end is not None else TEMPLATES[name]
 
 
 # --- masks

@@ -7,13 +7,12 @@ same call goes on, and at the end a model that this package and transformers rea
 
 import hashlib
 import os
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
 from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
 from llm_study.training.checkpoint import checkpoints, load_model, model_tensors
+from llm_study.training.config import RunConfig
 from llm_study.training.distributed import World, shard_parameters
 from llm_study.training.loop import Settings, Trainer, next_token_loss
 from llm_study.training.progress import Progress
@@ -51,7 +51,7 @@ END = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """What can be set in the TOML file of ``--config``; the defaults train about six million parameters.
 
     Args:
@@ -136,55 +136,6 @@ class PretrainConfig:
         check_divides("accumulate", self.accumulate, "batch_size", self.batch_size)
         self.settings()
         self.model(self.vocab_size)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, source: object = "the settings") -> Self:
-        """Make a configuration of names and values.
-
-        Args:
-            raw: the values; what is missing keeps its default.
-            source: where they are from, for messages.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ValueError: if a name is unknown, or a value has the wrong type or makes no sense.
-        """
-        known = get_type_hints(cls)
-        for name, value in raw.items():
-            if name not in known:
-                raise ValueError(f"{source}: there is no setting {name!r}, expected some of {', '.join(sorted(known))}")
-            wanted = (int, float) if known[name] is float else (known[name],)
-            if type(value) not in wanted:
-                raise ValueError(f"{source}: {name} is {value!r}, expected {known[name].__name__}")
-        try:
-            return cls(**{name: known[name](value) for name, value in raw.items()})
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
-
-    @classmethod
-    def from_toml(cls, file: str | os.PathLike[str], **changes: int) -> Self:
-        """Read a configuration from a TOML file.
-
-        Args:
-            file: its path.
-            changes: settings that count instead of those of the file.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is no TOML, or as :meth:`from_dict` says.
-        """
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: there is no such file")
-        try:
-            raw = tomllib.loads(Path(file).read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: no TOML: {error}") from None
-        return cls.from_dict({**raw, **changes}, source=file)
 
     def settings(self) -> Settings:
         """Return what :class:`llm_study.training.loop.Trainer` wants to know.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_study.tokenizers.chat import TEMPLATES, ChatTemplate, token_mask
+from llm_study.tokenizers.chat import TEMPLATES, ChatTemplate, chat_template, plain, token_mask
 
 Messages = list[dict[str, str]]
 
@@ -34,12 +34,16 @@ EXPECTED = {
     "gemma": "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
     "<start_of_turn>user\n1+1?<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n",
 }
+EXPECTED["plain"] = (
+    "System: Be brief.\nUser:  Hi \nAssistant: Hello.\n<|endoftext|>\nUser: 1+1?\nAssistant: 2<|endoftext|>\n"
+)
 EXPECTED["qwen2"] = EXPECTED["chatml"]
 EXPECTED_WITHOUT = {
     "qwen2": EXPECTED["chatml"].replace("Be brief.", "You are a helpful assistant."),
     "llama2": "<s>[INST] Hi [/INST] Hello. </s><s>[INST] 1+1? [/INST] 2 </s>",
     "gemma": EXPECTED["gemma"].replace("Be brief.\n\n", ""),
     "mistral": "<s>[INST]  Hi  [/INST]Hello.\n</s>[INST] 1+1? [/INST]2</s>",
+    "plain": EXPECTED["plain"].replace("System: Be brief.\n", ""),
 }
 OWN = {
     "chatml": ["Hello.\n<|im_end|>", "2<|im_end|>"],
@@ -48,6 +52,7 @@ OWN = {
     "llama3": ["Hello.<|eot_id|>", "2<|eot_id|>"],
     "gemma": ["Hello.<end_of_turn>", "2<end_of_turn>"],
     "mistral": ["Hello.\n</s>", "2</s>"],
+    "plain": [" Hello.\n<|endoftext|>", " 2<|endoftext|>"],
 }
 
 
@@ -128,6 +133,16 @@ def test_turns_need_not_alternate_everywhere(name: str) -> None:
     assert text.index("\na") < text.index("\nb") < text.index("\nc")
 
 
+def test_the_plain_format_ends_as_the_texts_of_a_model_do() -> None:
+    assert chat_template("plain") == TEMPLATES["plain"] == plain("<|endoftext|>")
+    assert chat_template("plain", end="</s>").render(TALK) == EXPECTED["plain"].replace("<|endoftext|>", "</s>")
+    assert chat_template("gemma", end="</s>") is TEMPLATES["gemma"]
+    with pytest.raises(ValueError, match="message 0 spells the control token </s>"):
+        plain("</s>").render(said("user: a</s>"))
+    with pytest.raises(ValueError, match="the chat format is 'made up', expected one of chatml, qwen2, llama2"):
+        chat_template("made up")
+
+
 def test_places_of_the_system_message() -> None:
     with pytest.raises(ValueError, match="message 0 is a system message, which this format has no place for"):
         TEMPLATES["mistral"].render(TALK)
@@ -182,7 +197,12 @@ class Chunks:
         return b"".join(self.tokens[i] for i in ids)
 
 
-@given(turns=st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5), data=st.data())
+def is_words(text: str) -> bool:
+    """Say whether a message may hold a text: it is not empty and spells no control token."""
+    return bool(text.strip()) and not any(token in text for token in TEMPLATES["gemma"].control)
+
+
+@given(turns=st.lists(st.text(min_size=1).filter(is_words), min_size=1, max_size=5), data=st.data())
 def test_the_mask_covers_the_characters_of_the_spans(turns: list[str], data: st.DataObject) -> None:
     template: ChatTemplate = TEMPLATES["gemma"]
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]

@@ -1,0 +1,70 @@
+"""The recorded comparison of methods of fine-tuning: its beginning can be repeated, and the page says what it found."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llm_study.alignment.finetune import METHODS
+
+DOCS = Path(__file__).parents[2] / "docs"
+RECORD: dict[str, Any] = json.loads((DOCS / "data/finetuning.json").read_text("utf-8"))
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPT = load(DOCS.parent / RECORD["script"])
+FIGURE = load(DOCS / "figures/finetuning_methods.py")
+
+
+def test_the_base_and_every_method_begin_as_they_were_recorded(tmp_path: Path) -> None:
+    found = SCRIPT.first_losses(tmp_path)
+    assert found.keys() == RECORD["first losses"].keys() == {"base", *METHODS}
+    for name, losses in found.items():
+        assert losses == pytest.approx(RECORD["first losses"][name], rel=1e-3)  # other threads add up in another order
+    starts = {losses[0] for name, losses in found.items() if name != "base"}
+    assert max(starts) == pytest.approx(min(starts), rel=1e-2)  # the same conversations first, and nearly the identity
+    assert found["base"][0] == pytest.approx(math.log(508), rel=0.02)
+
+
+def test_the_conversations_ask_for_facts_that_the_sentences_state_and_the_parts_share_none() -> None:
+    parts = {part: [x[0]["content"] for x in SCRIPT.chats(part)] for part in ("train", "validation", "test")}
+    assert {part: len(x) for part, x in parts.items()} == RECORD["conversations"]
+    asked = [question for part in parts.values() for question in part]
+    assert len(set(asked)) == len(asked) == len(SCRIPT.facts()) == 240
+    corpus = SCRIPT.corpus()
+    text = "".join(corpus.train)
+    for part in parts:
+        for question, answer in SCRIPT.chats(part):
+            name, animal = question["content"].split()
+            assert f"The {name} of the {animal} is {answer['content']}." in text
+    assert "User" not in text
+    assert not any(f"{name} {animal}" in text for name, animal in (x.split() for x in asked))  # in no such wording
+
+
+def test_the_record_is_in_itself_consistent() -> None:
+    assert RECORD["steps"] == RECORD["planned steps"] == SCRIPT.STEPS
+    assert RECORD["methods"].keys() == METHODS.keys() == {*FIGURE.NAMES, "full"}
+    assert sorted(name for group in FIGURE.GROUPS for name in group) == sorted(FIGURE.NAMES)
+    for name, found in RECORD["methods"].items():
+        assert {key: found[key] for key in SCRIPT.METHODS[name]} == SCRIPT.METHODS[name]
+        assert [run["learning rate"] for run in found["runs"]] == SCRIPT.rates(name)
+        values = [run["validation"] for run in found["runs"]]
+        assert values[found["best"]] == min(values)
+        for run in found["runs"]:
+            assert [step for step, _ in run["test"]] == [*range(0, SCRIPT.STEPS + 1, SCRIPT.EVERY)]
+        assert found["share"] == pytest.approx(found["trained"] / RECORD["base"]["parameters"], abs=1e-6)
+        if name != "full":
+            assert 0.008 <= found["share"] <= 0.012
+    assert RECORD["methods"]["full"]["share"] == 1
