@@ -241,7 +241,7 @@ class QLoRA(LoRA):
 
     @property
     def identity(self) -> bool:
-        """Whether a fresh adapter leaves the outputs of the model as they are: no, quantizing changes them."""
+        """False, since quantizing changes the outputs of the model."""
         return False
 
     def takes(self, module: nn.Module) -> bool:

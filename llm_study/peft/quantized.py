@@ -146,7 +146,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the layer keeps: codes, factors and bias."""
+        """Bytes of the codes, the factors and the bias."""
         return self.quantized.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def dense(self, weight: Tensor) -> nn.Linear:
