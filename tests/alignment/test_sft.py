@@ -384,10 +384,10 @@ def test_a_token_that_is_ruled_out_does_no_harm_where_nothing_counts() -> None:
 
 
 def test_weights_of_a_conversation_add_up_to_one() -> None:
-    targets = torch.tensor([[1, -100, 1, 1, -100], [-100, 7, -100, -100, -100], [1, -100, 1, 1, -100]])
-    segments = torch.tensor([[3, 3, 3, 0, 0], [1, 1, 5, 5, -1], [3, 3, 3, 0, 0]])  # nothing counts in conversation 5
+    targets = torch.tensor([[1, -100, 1, 1, -100], [-100, 7, -100, 8, -100], [1, -100, 1, 1, -100]])
+    segments = torch.tensor([[3, 3, 3, 0, 0], [1, 1, 5, 5, 2], [3, 3, 3, 0, 0]])  # nothing counts in conversation 2
     weights = sft.conversation_weights(targets, segments)
-    assert weights.tolist() == [[0.5, 0, 0.5, 1, 0], [0, 1, 0, 0, 0], [0.5, 0, 0.5, 1, 0]]  # a row may be there twice
+    assert weights.tolist() == [[0.5, 0, 0.5, 1, 0], [0, 1, 0, 1, 0], [0.5, 0, 0.5, 1, 0]]  # a row may be there twice
     nothing = torch.full_like(targets, -100)
     assert (sft.conversation_weights(nothing, segments) == 0).all()
     with pytest.raises(ValueError, match=r"shape of targets is \(3, 5\), shape of segments is \(1, 5\)"):
