@@ -26,7 +26,6 @@ from llm_study.data.batches import seed_of
 from llm_study.data.objectives import IGNORE
 from llm_study.data.packing import best_fit_decreasing, block_diagonal_mask, pack
 from llm_study.functional.losses import token_logp
-from llm_study.peft.base import Adapter
 from llm_study.tokenizers.base import Tokenizer, check_text
 from llm_study.tokenizers.chat import ChatTemplate, Message, token_mask
 
@@ -462,7 +461,7 @@ def neftune(model: nn.Module, alpha: float, *, generator: torch.Generator | None
     """
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha}, expected at least 0")
-    found = next((x for x in model.modules() if _is_embedding(x)), None)
+    found = next((x for x in model.modules() if isinstance(x, nn.Embedding)), None)
     if found is None:
         raise ValueError(f"the {type(model).__name__} has 0 embeddings, expected one whose vectors get noise")
 
@@ -474,7 +473,3 @@ def neftune(model: nn.Module, alpha: float, *, generator: torch.Generator | None
         yield
     finally:
         handle.remove()
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(module.base_layer if isinstance(module, Adapter) else module, nn.Embedding)
