@@ -1,7 +1,7 @@
 """Fine-tune one small model by many methods on one instruction format, and record how each of them learns.
 
 Run it as a script from the root of the project, with all changes committed; it writes docs/data/finetuning.json and
-takes about five minutes on two cores. ``--steps 4`` tries everything out; the record then says so.
+takes some minutes on two cores. ``--steps 4`` tries everything out; the record then says so.
 
 The base is trained here, on plain sentences that say of forty animals what color they have, what they eat, and so on,
 all of it made up by the seed. The conversations ask for the same in another wording, which the sentences never use: an

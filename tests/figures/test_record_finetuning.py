@@ -68,3 +68,38 @@ def test_the_record_is_in_itself_consistent() -> None:
         if name != "full":
             assert 0.008 <= found["share"] <= 0.012
     assert RECORD["methods"]["full"]["share"] == 1
+
+
+def exact(part: str) -> dict[str, float]:
+    return {name: found["exact"][part] for name, found in RECORD["methods"].items()}
+
+
+def last(name: str) -> float:
+    """Return the test loss at the end, at the learning rate that was chosen."""
+    return FIGURE.curve(RECORD["methods"][name])[1][-1]
+
+
+def test_the_page_that_shows_the_comparison_says_what_was_recorded() -> None:
+    """Numbers in the prose of finetuning/lora_variants."""
+    base, methods = RECORD["base"], RECORD["methods"]
+    assert 1.0e6 < base["parameters"] < 1.1e6
+    assert base["sentences"] == 1
+    assert base["exact"] == {"train": 0, "test": 0}
+    assert RECORD["conversations"] == {"train": 160, "validation": 40, "test": 40}
+    assert (RECORD["steps"], RECORD["settings"]["batch_size"]) == (40, 16)
+    assert RECORD["settings"]["targets"] == ["q_proj", "v_proj"]
+    assert (methods["lora"]["rank"], methods["vera"]["rank"]) == (4, 1024)
+    assert 1024 // base["settings"]["hidden_size"] == 7
+    test, train = exact("test"), exact("train")
+    best = {"adalora": 0.85, "lora": 0.8, "olora": 0.75, "dora": 0.725, "rslora": 0.725}
+    assert {name: value for name, value in test.items() if value > 0.7} == best
+    assert (round(train["full"], 2), test["full"]) == (0.99, 0.625)
+    assert {name for name, value in test.items() if value < 0.28} == {"lokr", "fourierft", "lora_fa", "vera"}
+    assert math.sqrt(0.8 * 0.2 / 40) == pytest.approx(0.06, abs=0.005)
+    edge = {name for name, found in methods.items() if found["best"] == 2}
+    assert edge == set("lora lora+ lora_fa pissa olora adalora vera randlora lokr mora fourierft".split())
+    assert len(methods) == 17
+    assert test["olora"] - test["pissa"] > 0.4
+    assert all(6.5 < FIGURE.curve(found)[1][0] < 7.5 for found in methods.values())
+    assert sum(test[name] < train[name] for name in methods) == 16
+    assert last("adalora") < last("lora") < last("full") < last("lokr")
