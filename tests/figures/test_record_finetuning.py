@@ -33,7 +33,7 @@ def test_the_base_and_every_method_begin_as_they_were_recorded(tmp_path: Path) -
     assert found.keys() == RECORD["first losses"].keys() == {"base", *METHODS}
     for name, losses in found.items():
         assert losses == pytest.approx(RECORD["first losses"][name], rel=1e-3)  # other threads add up in another order
-    starts = {losses[0] for name, losses in found.items() if name != "base"}
+    starts = [losses[0] for name, losses in found.items() if name not in ("base", "adalora")]  # AdaLoRA adds a penalty
     assert max(starts) == pytest.approx(min(starts), rel=1e-2)  # the same conversations first, and nearly the identity
     assert found["base"][0] == pytest.approx(math.log(508), rel=0.02)
 
@@ -97,7 +97,9 @@ def test_the_page_that_shows_the_comparison_says_what_was_recorded() -> None:
     assert {name for name, value in test.items() if value < 0.28} == {"lokr", "fourierft", "lora_fa", "vera"}
     assert math.sqrt(0.8 * 0.2 / 40) == pytest.approx(0.06, abs=0.005)
     edge = {name for name, found in methods.items() if found["best"] == 2}
-    assert edge == set("lora lora+ lora_fa pissa olora adalora vera randlora lokr mora fourierft".split())
+    assert edge == {
+        *("lora", "lora+", "lora_fa", "pissa", "olora", "adalora", "vera", "randlora", "lokr", "mora", "fourierft")
+    }
     assert len(methods) == 17
     assert test["olora"] - test["pissa"] > 0.4
     assert all(6.5 < FIGURE.curve(found)[1][0] < 7.5 for found in methods.values())
