@@ -36,6 +36,8 @@ def learning(plt: Any, _: Translate) -> Any:
         for i, (name, style) in enumerate(zip(group, STYLES, strict=False)):
             ax.plot(*curve(methods[name]), color=f"C{i}", linestyle=style, linewidth=1.5, label=NAMES[name])
         ax.set(title=title, ylabel=_("测试损失"), yscale="log")
+        ax.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
+        ax.minorticks_off()
         ax.legend(fontsize=8, ncols=2)
         ax.grid(alpha=0.3)
     axes[-1].set(xlabel=_("步"))

@@ -1,7 +1,7 @@
 """Fine-tune one small model by many methods on one instruction format, and record how each of them learns.
 
 Run it as a script from the root of the project, with all changes committed; it writes docs/data/finetuning.json and
-takes about five minutes on two cores. ``--steps 4`` tries everything out; the record then says so.
+takes some minutes on two cores. ``--steps 4`` tries everything out; the record then says so.
 
 The base is trained here, on plain sentences that say of forty animals what color they have, what they eat, and so on,
 all of it made up by the seed. The conversations ask for the same in another wording, which the sentences never use: an
@@ -10,8 +10,9 @@ trained on. The others are for validation and for the test: who has learned the 
 knows, who has learned the answers by heart does not.
 
 Each method trains about one percent of the parameters, sees the same conversations in the same order, and takes as many
-steps as the others; of three learning rates, each about three times the one before, the one counts that has the lowest
-loss on the validation conversations. The curves show the test conversations, which decide nothing.
+steps as the others. Of learning rates that are about three times the one before, the one counts that has the lowest
+loss on the validation conversations; there are three of them at first, and more beyond the best one for as long as it
+is the smallest or the largest. The curves show the test conversations, which decide nothing.
 """
 
 import argparse
@@ -160,12 +161,14 @@ CENTERS = {
     "fourierft": 3e-2,
     "full": 1e-3,
 }
-"""The middle one of three learning rates."""
+"""The learning rate in the middle of the first three."""
+MOST = 7
+"""Learning rates that are tried at most."""
 
 
-def rates(method: str) -> list[float]:
-    """Return the three learning rates of a method."""
-    return [float(f"{CENTERS[method] * factor:.1e}") for factor in (1 / 3, 1, 3)]
+def rate(method: str, place: int) -> float:
+    """Return a learning rate of a method, by how many places it is above the one in the middle."""
+    return float(f"{CENTERS[method] * 3.0**place:.1e}")
 
 
 def config(method: str, rate: float, steps: int = STEPS) -> FinetuneConfig:
@@ -229,10 +232,14 @@ def learn(base: Path, data: Path, method: str, rate: float, steps: int) -> tuple
 
 
 def compared(base: Path, data: Path, method: str, steps: int) -> dict[str, Any]:
-    """Try three learning rates; the best one answers the questions of the test, and those that it was trained on."""
-    tried = [learn(base, data, method, rate, steps) for rate in rates(method)]
-    runs = [found for _, found in tried]
-    best = min(range(len(runs)), key=lambda i: runs[i]["validation"])
+    """Try learning rates; the best one answers the questions of the test, and those that it was trained on."""
+    tried: dict[int, tuple[Finetuning, dict[str, Any]]] = {}
+    waiting = [-1, 0, 1]
+    while waiting:
+        tried |= {place: learn(base, data, method, rate(method, place), steps) for place in waiting}
+        best = min(tried, key=lambda place: tried[place][1]["validation"])
+        beyond = {min(tried): min(tried) - 1, max(tried): max(tried) + 1}
+        waiting = [beyond[best]] if best in beyond and len(tried) < MOST else []
     run = tried[best][0]
     run.model.eval()
     n = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
@@ -241,8 +248,8 @@ def compared(base: Path, data: Path, method: str, steps: int) -> dict[str, Any]:
         **METHODS[method],
         "trained": n,
         "share": round(n / run.n_base, 6),
-        "runs": runs,
-        "best": best,
+        "runs": [tried[place][1] for place in sorted(tried)],
+        "best": sorted(tried).index(best),
         "exact": right,
     }
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tests.parity.closeness import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_study.__main__ import main
@@ -15,6 +14,7 @@ from llm_study.models import from_pretrained
 from llm_study.models.llama import LlamaForCausalLM
 from llm_study.tokenizers.bpe import ByteLevelBPE
 from llm_study.tokenizers.chat import TEMPLATES
+from tests.parity.closeness import assert_close
 
 TURNS = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "stop"}]
 SPECIAL = {"plain": ["<|endoftext|>"], "chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]}
