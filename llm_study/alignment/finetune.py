@@ -40,7 +40,7 @@ from llm_study.peft.lora import LoRA, LoRAFA, RSLoRA, lora_plus_groups
 from llm_study.peft.lowrank import FourierFT, LoHa, LoKr, MiSS, MoRA
 from llm_study.peft.shared import RandLoRA, VBLoRA, VeRA
 from llm_study.tokenizers._files import write_json, write_text
-from llm_study.tokenizers.auto import load_tokenizer
+from llm_study.tokenizers.auto import GENERATION_CONFIG, end_of_text, load_tokenizer
 from llm_study.tokenizers.base import TOKENIZER, Tokenizer
 from llm_study.tokenizers.chat import TEMPLATES, ChatTemplate, chat_template
 from llm_study.training.config import RunConfig
@@ -55,13 +55,12 @@ __all__ = [
     "Finetuning",
     "Recipe",
     "chat_format",
-    "end_of_text",
     "linear_targets",
 ]
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 """Names of folders below that of a run, one for the adapter alone and one for the checkpoints."""
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 ORTHOGONALITY = 0.1
 """Weight of the penalty of AdaLoRA."""
 
@@ -275,39 +274,6 @@ _LEAST |= {"save_every": 1}
 
 
 # --- formats and layers
-
-
-def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | None:
-    """Return the token that ends a text of a model, as ``generation_config.json`` or else ``config.json`` names it.
-
-    Args:
-        folder: the folder of the model.
-        tokenizer: its tokenizer.
-
-    Returns:
-        The token, the first if there are several; None if there is none, or the tokenizer cannot spell it.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
-        ValueError: if a file is damaged.
-
-    Example:
-        >>> import tempfile
-        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
-        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=257, special_tokens=["</s>"])
-        >>> raw = {"model_type": "llama", "vocab_size": 257, "hidden_size": 8, "intermediate_size": 8}
-        >>> raw |= {"num_hidden_layers": 1, "num_attention_heads": 1, "eos_token_id": 256}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_json(Path(folder) / CONFIG, raw)
-        ...     end_of_text(folder, tokenizer)
-        '</s>'
-    """
-    config = config_from_dict(read_config(folder), source=str(Path(folder) / CONFIG))
-    file = Path(folder) / GENERATION_CONFIG
-    found = (read_json(file) if file.is_file() else {}).get("eos_token_id", config.eos_token_id)
-    ids = found if isinstance(found, list | tuple) else [found]
-    known = [id for id in ids if isinstance(id, int) and 0 <= id < tokenizer.vocab_size]
-    return tokenizer.decode(known[:1]) or None
 
 
 def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str = "") -> tuple[str, ChatTemplate, int]:
@@ -692,7 +658,7 @@ class Finetuning:
         cut = f", {self.n_cut:,} of them cut" if self.n_cut else ""
         where = f"goes on after step {done:,}" if resumed else "begins"
         return (
-            f"model: {self.n_base:,} parameters; {c.method} trains {n:,}, {100 * n / self.n_base:.2f} %\n"
+            f"model: {self.n_base:,} parameters; {c.method} trains {n:,}, {n / self.n_base:.2%}\n"
             f"conversations: {len(self.train):,} to train on, {len(self.held_out):,} held out{cut}; "
             f"format {self.format}\n"
             f"training {where}: {self.steps:,} steps of {c.batch_size:,} conversations"
