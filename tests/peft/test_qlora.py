@@ -196,6 +196,16 @@ def test_merged_is_unmerged_and_unmerging_restores_every_bit(method: Method) -> 
 
 
 @every
+def test_the_mode_of_the_layer_is_kept_and_moving_while_merged_too(method: Method) -> None:
+    model = inject(net().eval(), method, TARGETS)
+    assert not any(module.training for module in model.modules() if type(module) is QuantizedLinear)
+    assert not any(adapter.base_layer.training for adapter in adapters(merge(model)).values())
+    unmerge(merge(unmerge(model)).float())
+    assert {adapter.base_layer.weight.dtype for adapter in adapters(model).values()} == {torch.float32}
+    assert model(X.float()).dtype == torch.float32
+
+
+@every
 def test_unloading_leaves_plain_layers_when_merged(method: Method) -> None:
     model = adapted(method)
     y = model(X)
