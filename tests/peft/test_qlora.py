@@ -253,6 +253,15 @@ def test_saved_and_loaded_is_equal(method: Method, tmp_path: Path) -> None:
     assert again.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("cls", [QLoRA, LoftQ])
+def test_dropout_is_that_of_the_method_and_of_its_file(cls: type[QLoRA], tmp_path: Path) -> None:
+    model = adapted(cls(rank=3, lora_dropout=0.25))
+    assert [adapter.dropout for adapter in adapters(model).values()] == [0.25, 0.25]
+    save_adapter(model, tmp_path)
+    again = load_adapter(net(), tmp_path)
+    assert [adapter.dropout for adapter in adapters(again).values()] == [0.25, 0.25]
+
+
 def test_a_file_of_qlora_is_one_of_lora_and_loads_onto_any_base(tmp_path: Path) -> None:
     model = adapted(QLoRA(rank=3, alpha=5))
     save_adapter(model, tmp_path)
