@@ -303,8 +303,7 @@ def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | N
         '</s>'
     """
     config = config_from_dict(read_config(folder), source=str(Path(folder) / CONFIG))
-    file = Path(folder) / GENERATION_CONFIG
-    found = (read_json(file) if file.is_file() else {}).get("eos_token_id", config.eos_token_id)
+    found = _read(Path(folder) / GENERATION_CONFIG).get("eos_token_id", config.eos_token_id)
     ids = found if isinstance(found, list | tuple) else [found]
     known = [id for id in ids if isinstance(id, int) and 0 <= id < tokenizer.vocab_size]
     return tokenizer.decode(known[:1]) or None
@@ -354,8 +353,7 @@ def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str 
 
 def _said(folder: Path, formats: Mapping[str, ChatTemplate]) -> str:
     """Return the name of the format that a folder's tokenizer_config.json describes, if it is one of ours."""
-    file = folder / TOKENIZER_CONFIG
-    said = read_json(file).get("chat_template") if file.is_file() else None
+    said = _read(folder / TOKENIZER_CONFIG).get("chat_template")
     return next((name for name, template in formats.items() if template.jinja() == said), "")
 
 
