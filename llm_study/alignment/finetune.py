@@ -320,8 +320,7 @@ def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str 
 
 def _said(folder: Path, formats: Mapping[str, ChatTemplate]) -> str:
     """Return the name of the format that a folder's tokenizer_config.json describes, if it is one of ours."""
-    file = folder / TOKENIZER_CONFIG
-    said = read_json(file).get("chat_template") if file.is_file() else None
+    said = _read(folder / TOKENIZER_CONFIG).get("chat_template")
     return next((name for name, template in formats.items() if template.jinja() == said), "")
 
 
