@@ -26,6 +26,7 @@ from llm_study.data.texts import Corpus
 from llm_study.functional.information import bits_per_byte
 from llm_study.models.llama import LlamaForCausalLM
 from llm_study.optim.first_order import AdamW
+from llm_study.optim.groups import decay_groups
 from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
 from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
@@ -310,11 +311,8 @@ class Pretraining:
 
     def _trainer(self, corpus: Corpus, report: Callable[[Progress], None] | None) -> Trainer:
         c = self.config
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        betas = (c.beta1, c.beta2)
-        optimizer = AdamW(groups, c.learning_rate, betas=betas, weight_decay=c.weight_decay)
+        groups = decay_groups(self.model, weight_decay=c.weight_decay)
+        optimizer = AdamW(groups, c.learning_rate, betas=(c.beta1, c.beta2))
         factor = partial(cosine, total=c.steps + 1, warmup=min(c.warmup, c.steps), floor=c.floor)
         text = hashlib.sha256("\0".join([*corpus.train, "", *corpus.held_out]).encode()).hexdigest()
         batch = partial(windows, self.ids, length=c.length, batch_size=c.batch_size, seed=c.seed)
