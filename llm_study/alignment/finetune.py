@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm_study.alignment.sft import Example, draw_rows, neftune, pack_examples, read_chats, sft_loss, tokenize_chat
+from llm_study.alignment.sft import Example, draw_rows, neftune, numbered_chats, pack_examples, sft_loss, tokenize_chat
 from llm_study.core.checks import check_at_least
 from llm_study.core.config import config_from_dict
 from llm_study.core.hub import CONFIG, read_config, read_json
@@ -488,7 +488,7 @@ class Finetuning:
         n = math.ceil(config.epochs * len(self.train) / config.batch_size)
         self.steps = config.steps or max(1, n)
         self.model = self._adapted(width)
-        self.trainer = self._trainer(Path(data), report)
+        self.trainer = self._trainer(report)
         if self.folder is not None:
             (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
 
@@ -507,17 +507,15 @@ class Finetuning:
 
     def _examples(self, data: Path) -> tuple[list[Example], list[Example], int]:
         """Return the conversations to train on, those that are held out, and how many of all had to be cut."""
-        chats = read_chats(data, template=self.template)
         tokenize = partial(tokenize_chat, tokenizer=self.tokenizer, template=self.template)
-        lines = [n for n, line in enumerate(data.read_bytes().split(b"\n"), 1) if line.strip()]
         found, cut, length = list[Example](), 0, self.config.length or self._about.max_length
-        for line, messages in zip(lines, chats, strict=True):
+        for line, messages in numbered_chats(data, template=self.template):
             try:
                 whole = tokenize(messages)
-                kept = whole if len(whole) <= length else tokenize(messages, max_length=length)
+                found.append(whole if len(whole) <= length else tokenize(messages, max_length=length))
             except ValueError as error:
                 raise ValueError(f"{data}:{line}: {error}") from None
-            found, cut = [*found, kept], cut + (len(whole) > length)
+            cut += len(whole) > length
         self._check_ids(found)
         return *self._split(found, data), cut
 
@@ -562,7 +560,7 @@ class Finetuning:
         model = from_pretrained(self.base, dtype=torch.float32 if method is None else None)
         assert isinstance(model, CausalLM)  # as _check_base has found
         self.n_base = sum(p.numel() for p in model.parameters())
-        self._checksum = _checksum(model)
+        self._checksum = _checksum(model.state_dict())
         model.to(self.world.device)
         if method is not None:
             generator = torch.Generator(self.world.device).manual_seed(seed_of(c.seed, "adapter"))
@@ -570,7 +568,7 @@ class Finetuning:
             unmerge(merge(model))  # what cannot be merged is told now, and not after the training
         return model
 
-    def _trainer(self, data: Path, report: Callable[[Progress], None] | None) -> Trainer:
+    def _trainer(self, report: Callable[[Progress], None] | None) -> Trainer:
         c, recipe = self.config, METHODS[self.config.method]
         self._allocator = RankAllocator(self.model) if recipe.adaptive else None
         self._trained = _Trained(self.model, self._allocator)
@@ -581,8 +579,8 @@ class Finetuning:
             optimizer.register_step_post_hook(self._allocate)
         factor = partial(cosine, total=self.steps + 1, warmup=min(c.warmup, self.steps), floor=c.floor)
         torch.manual_seed(seed_of(c.seed, "rank", self.world.rank))
-        text = hashlib.sha256(data.read_bytes()).hexdigest()
-        sources = {"base": f"sha256 {self._checksum}", "data": f"sha256 {text[:16]}", "chat": self.format}
+        data = _checksum({f"{i}": torch.stack([x.ids, x.targets]) for i, x in enumerate([*self.train, *self.held_out])})
+        sources = {"base": f"sha256 {self._checksum}", "data": f"sha256 {data}", "chat": self.format}
         return Trainer(
             self._trained,
             self._loss,
@@ -742,10 +740,10 @@ def _identity(config: FinetuneConfig) -> dict[str, Any]:
     return same
 
 
-def _checksum(model: nn.Module) -> str:
-    """Return a checksum of the weights of a model."""
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of tensors and their names, such as the weights of a model."""
     digest = hashlib.sha256()
-    for name, x in model.state_dict().items():
+    for name, x in tensors.items():
         digest.update(name.encode())
         digest.update(x.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

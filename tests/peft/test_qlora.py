@@ -390,3 +390,12 @@ def test_bad_settings_and_targets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="asks for loftq_bits = 8, expected 4"):
         load_adapter(net(), tmp_path)
+
+
+@pytest.mark.parametrize("method", [QLoRA(rank=2), LoftQ(rank=2)], ids=str)
+def test_a_layer_in_half_precision_makes_weights_of_its_own_dtype(method: Method) -> None:
+    model = inject(nn.Sequential(nn.Linear(64, 64)).bfloat16(), method, ["0"])
+    assert model[0].base_layer.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    assert model(torch.ones(1, 64).bfloat16()).dtype == torch.bfloat16
+    assert merge(model)[0].base_layer.weight.dtype == torch.bfloat16
