@@ -29,6 +29,7 @@ from llm_study.optim.first_order import AdamW
 from llm_study.optim.groups import decay_groups
 from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
+from llm_study.tokenizers.auto import GENERATION_CONFIG
 from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
 from llm_study.training.checkpoint import checkpoints, load_model, model_tensors
 from llm_study.training.config import RunConfig
@@ -395,7 +396,7 @@ class Pretraining:
         chosen.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(chosen / TOKENIZER)
         ends = {"bos_token_id": self._end, "eos_token_id": self._end}
-        write_json(chosen / "generation_config.json", ends)
+        write_json(chosen / GENERATION_CONFIG, ends)
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
         write_json(chosen / "tokenizer_config.json", {**about, "model_max_length": self.config.length})
         model.save_pretrained(chosen)
