@@ -6,7 +6,7 @@ once for a call and hands it to each layer. Names of modules are those of Huggin
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -154,7 +154,9 @@ class Decoder(nn.Module):
         self.norm = norm
         self.d_head = config.head_dim
         self.windows = [config.window(i) for i in range(count)]
-        self.ropes = [config.rope(i) for i in range(count)]
+        ropes = [config.rope(i) for i in range(count)]
+        self.ropes = list(dict.fromkeys(ropes))  # each kind once
+        self.kinds = [self.ropes.index(rope) for rope in ropes]  # which of them a layer has
         self.attend, self.causal, self.cos_sin = attend, causal, cos_sin
 
     def forward(
@@ -187,9 +189,9 @@ class Decoder(nn.Module):
         counted = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.begin(ids, mask)
         x = self.embed_tokens(ids)  # (B, T, D)
         positions = counted if positions is None else positions
-        rotary = {rope: self._rotary(rope, positions, x.dtype) for rope in set(self.ropes)}
-        for layer, rope, attend in zip(self.layers, self.ropes, self._ways(ids, mask, cache), strict=True):
-            x = layer(x, rotary=rotary[rope], attend=attend)
+        rotary = [self._rotary(rope, positions, x.dtype) for rope in self.ropes]
+        for layer, kind, attend in zip(self.layers, self.kinds, self._ways(ids, mask, cache), strict=True):
+            x = layer(x, rotary=rotary[kind], attend=attend)
         if cache is not None:
             cache.end()
         y: Tensor = self.norm(x)
@@ -213,7 +215,7 @@ class Decoder(nn.Module):
 
     def _rotary(self, rope: Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, ``(T, Dh / 2)`` or ``(B, 1, T, Dh / 2)``."""
-        frequencies = rotary_frequencies(rope, self.d_head, device=positions.device)
+        frequencies = _frequencies(rope, self.d_head, positions.device)
         cos, sin = self.cos_sin(positions, frequencies, dtype=dtype)
         return (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
 
@@ -461,6 +463,13 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     """
     numbers = {name: value for name, value in rope.to_dict().items() if name not in ("rope_theta", "rope_type")}
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
+
+
+@lru_cache(maxsize=None)
+def _frequencies(rope: Rope, d_head: int, device: torch.device) -> Tensor:
+    """Return the frequencies, made once and kept: every token asks for them."""
+    with torch.inference_mode(mode=False):  # they outlast the call that asks first
+        return rotary_frequencies(rope, d_head, device=device)
 
 
 def _check_positions(ids: Tensor, positions: Tensor | None) -> None:

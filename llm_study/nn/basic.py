@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least
 from llm_study.functional.norms import gemma_rms_norm, layer_norm, rms_norm, rms_norm_late_cast
+from llm_study.nn._side_by_side import SideBySide
 
 __all__ = ["LayerNorm", "RMSNorm", "LateCastRMSNorm", "GemmaRMSNorm", "FeedForward", "GatedFeedForward"]
 
@@ -279,6 +280,7 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self._side_by_side = SideBySide("gate_proj", "up_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position alone.
@@ -289,5 +291,15 @@ class GatedFeedForward(nn.Module):
         Returns:
             ``(…, D)`` output.
         """
-        y: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        both = self._side_by_side.product(self, x)
+        gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, dim=-1)
+        y: Tensor = self.down_proj(self.activation(gate) * up)
         return y
+
+    def put_side_by_side(self) -> None:
+        """Store the matrices of the gates and of what they gate in one, so that one product reads both.
+
+        What :meth:`llm_study.nn.attention.MultiHeadAttention.put_side_by_side` says of its three layers holds for these
+        two.
+        """
+        self._side_by_side.put(self)
