@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_boolean, check_equal, check_ndim
 from llm_study.core.config import ModelConfig
+from llm_study.nn.binding import bind
 from llm_study.nn.cache import Cache, KVCache
 
 __all__ = ["LanguageModel", "Session", "follow", "end_ids", "check_request", "check_temperature"]
@@ -56,7 +57,8 @@ class Session:
     """A model, a cache with what it has read, and the positions that come next.
 
     Called without an argument it reads the prompt; called with one token for each sequence it reads these. Either
-    way it returns the logits of the token after the last one.
+    way it returns the logits of the token after the last one. The model is bound when the session is made: its parts are
+    not to be replaced, moved or given hooks until the text is written.
 
     Args:
         model: the model.
@@ -87,6 +89,7 @@ class Session:
         self, model: LanguageModel, prompt: Tensor, *, room: int, mask: Tensor | None = None, copies: int = 1
     ) -> None:
         self.model = model
+        self._step = bind(model) if isinstance(model, nn.Module) else model  # for one token after the other
         mask = None if mask is None or bool(mask.all()) else mask
         self._prompt = prompt.repeat_interleave(copies, dim=0)
         self._mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
@@ -109,7 +112,7 @@ class Session:
             positions = None if self._mask is None else (self._mask.cumsum(-1) - 1).clamp(min=0)
             logits = self.model(self._prompt, mask=self._mask, positions=positions, cache=self.cache, logits_to_keep=1)
         else:
-            logits = self.model(tokens[:, None], positions=self._next, cache=self.cache, logits_to_keep=1)
+            logits = self._step(tokens[:, None], positions=self._next, cache=self.cache, logits_to_keep=1)
             self._next = None if self._next is None else self._next + 1
         return logits[:, -1]
 

@@ -1,5 +1,8 @@
 """Linear layers that read the same input, kept in one matrix, so that decoding reads them by one product."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +47,13 @@ class SideBySide:
         if not self._whole or torch.is_grad_enabled() or not self._holds(self._parameters(owner)):
             return None
         return F.linear(x, *self._whole)
+
+    def bind(self, owner: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """Return what the layers make of an input for as long as they lie here; None if they do not."""
+        if not self._holds(self._parameters(owner)):
+            return None
+        weight, bias = self._whole[0], self._whole[1] if len(self._whole) > 1 else None
+        return partial(F.linear, weight=weight, bias=bias)
 
     def _holds(self, parameters: list[Tensor]) -> bool:
         return bool(self._places) and [p.data_ptr() for p in parameters] == self._places

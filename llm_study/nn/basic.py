@@ -4,6 +4,7 @@ A module here holds its parameters, under the names that Hugging Face models use
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from llm_study.core.checks import check_at_least
 from llm_study.functional.norms import gemma_rms_norm, layer_norm, rms_norm, rms_norm_late_cast
 from llm_study.nn._side_by_side import SideBySide
+from llm_study.nn.binding import bind
 
 __all__ = ["LayerNorm", "RMSNorm", "LateCastRMSNorm", "GemmaRMSNorm", "FeedForward", "GatedFeedForward"]
 
@@ -105,6 +107,14 @@ class RMSNorm(nn.Module):
         """
         return rms_norm(x, self.weight, eps=self.eps)
 
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(rms_norm, weight=self.weight.detach(), eps=self.eps)
+
     def extra_repr(self) -> str:
         """Return what ``print`` shows of the layer.
 
@@ -146,6 +156,14 @@ class LateCastRMSNorm(RMSNorm):
         """
         return rms_norm_late_cast(x, self.weight, eps=self.eps)
 
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(rms_norm_late_cast, weight=self.weight.detach(), eps=self.eps)
+
 
 class GemmaRMSNorm(RMSNorm):
     """:class:`RMSNorm` whose scale is ``1 + weight``, applied in float32 before rounding, as in Gemma.
@@ -184,6 +202,14 @@ class GemmaRMSNorm(RMSNorm):
             ``(…, D)``, in the dtype of ``x``.
         """
         return gemma_rms_norm(x, self.weight, eps=self.eps)
+
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(gemma_rms_norm, weight=self.weight.detach(), eps=self.eps)
 
 
 class FeedForward(nn.Module):
@@ -295,6 +321,23 @@ class GatedFeedForward(nn.Module):
         gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, dim=-1)
         y: Tensor = self.down_proj(self.activation(gate) * up)
         return y
+
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the layer for :func:`llm_study.nn.binding.bind`, if gates and what they gate lie side by side.
+
+        Returns:
+            ``(…, D) → (…, D)``; the module itself if they do not.
+        """
+        widen = self._side_by_side.bind(self)
+        if widen is None:
+            return self
+        down_proj, activation = bind(self.down_proj), self.activation
+
+        def feed_forward(x: Tensor) -> Tensor:
+            gate, up = widen(x).chunk(2, dim=-1)
+            return down_proj(activation(gate) * up)
+
+        return feed_forward
 
     def put_side_by_side(self) -> None:
         """Store the matrices of the gates and of what they gate in one, so that one product reads both.

@@ -75,7 +75,7 @@ def main() -> list[Row]:
     if not torch.equal(our_text(), peer_text()):
         raise RuntimeError("the tokens differ from those of transformers")
     texts = {"ours": our_text, "transformers": peer_text, "plain": plain_text}
-    best = fastest(texts, rounds=5, warmup=1)
+    best = fastest(texts, rounds=12, warmup=1)
     rows = [
         row(f"decoding, {PROMPT} + {NEW} tokens / transformers", best["ours"], best["transformers"], 0.667),
         row("decoding, laid out for it / as the matrices are made", best["ours"], best["plain"], 1.0),
