@@ -57,8 +57,7 @@ class Session:
     """A model, a cache with what it has read, and the positions that come next.
 
     Called without an argument it reads the prompt; called with one token for each sequence it reads these. Either
-    way it returns the logits of the token after the last one. The model is bound when the session is made: its parts are
-    not to be replaced, moved or given hooks until the text is written.
+    way it returns the logits of the token after the last one.
 
     Args:
         model: the model.
@@ -67,6 +66,8 @@ class Session:
         mask: ``(B, T)`` boolean, True where a token of the prompt is real; padding stands on the left. Positions are
             counted without it. Default: all are real.
         copies: how many rows each prompt gets, one after the other, for searches that go on from it in several ways.
+        bound: whether the model is bound (:func:`llm_study.nn.binding.bind`) when the session is made, which is faster.
+            Its parts are then not to be replaced, moved or given hooks before the text ends.
 
     Attributes:
         cache: keys and values of all tokens that were read.
@@ -86,10 +87,17 @@ class Session:
     """
 
     def __init__(
-        self, model: LanguageModel, prompt: Tensor, *, room: int, mask: Tensor | None = None, copies: int = 1
+        self,
+        model: LanguageModel,
+        prompt: Tensor,
+        *,
+        room: int,
+        mask: Tensor | None = None,
+        copies: int = 1,
+        bound: bool = True,
     ) -> None:
         self.model = model
-        self._step = bind(model) if isinstance(model, nn.Module) else model  # for one token after the other
+        self._step = bind(model) if bound and isinstance(model, nn.Module) else model  # for one token after the other
         mask = None if mask is None or bool(mask.all()) else mask
         self._prompt = prompt.repeat_interleave(copies, dim=0)
         self._mask = None if mask is None else mask.repeat_interleave(copies, dim=0)

@@ -6,7 +6,7 @@ once for a call and hands it to each layer. Names of modules are those of Huggin
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -554,7 +554,7 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _frequencies(rope: Rope, d_head: int, device: torch.device) -> Tensor:
     """Return the frequencies, made once and kept: every token asks for them."""
     with torch.inference_mode(mode=False):  # they outlast the call that asks first

@@ -31,10 +31,10 @@ class SideBySide:
             return
         weights, biases = [p.detach() for p in parameters[:count]], [p.detach() for p in parameters[count:]]
         weight = torch.cat(weights).t().contiguous().t()
-        parts, self._whole = list(weight.split([len(x) for x in weights])), [weight]
+        parts, self._whole = list(torch.split(weight, [len(x) for x in weights])), [weight]
         if biases:
             bias = torch.cat(biases)
-            parts, self._whole = [*parts, *bias.split([len(x) for x in biases])], [weight, bias]
+            parts, self._whole = [*parts, *torch.split(bias, [len(x) for x in biases])], [weight, bias]
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.data = part
         self._places = [part.data_ptr() for part in parts]

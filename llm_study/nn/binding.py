@@ -7,11 +7,23 @@ can do all that once, at the start of the text.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["bind"]
+__all__ = ["Bindable", "bind"]
+
+
+class Bindable(Protocol):
+    """What can be bound in its own way."""
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return a function that computes what the module computes now.
+
+        Returns:
+            A function with the arguments of ``forward``; or the module itself, where it cannot be bound.
+        """
 
 
 def bind(module: nn.Module) -> Callable[..., Tensor]:
@@ -43,8 +55,7 @@ def bind(module: nn.Module) -> Callable[..., Tensor]:
         return partial(F.linear, weight=module.weight.detach(), bias=_detached(module.bias))
     if _owner(module, "bind") is not _owner(module, "forward"):
         return module
-    own: Callable[[], Callable[..., Tensor]] = module.bind
-    return own()
+    return cast(Bindable, module).bind()
 
 
 def _detached(x: Tensor | None) -> Tensor | None:
