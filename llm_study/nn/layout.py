@@ -17,9 +17,9 @@ def lay_out_for_decoding(model: nn.Module) -> None:
     """Order the matrices of a model in memory so that one token after another is written fastest on a CPU.
 
     Linear layers with at least as many outputs as inputs are stored column by column, and those that read the same
-    input side by side in one matrix, by one product: queries, keys and values; gates and what they gate. Names, shapes
-    and values of the parameters stay what they are; the model can be trained, saved and loaded as before. Results
-    differ by rounding, as sums are added up in another order.
+    input lie side by side in one matrix, which one product reads: queries, keys and values; gates and what they gate.
+    Names, shapes and values of the parameters stay what they are; the model can be trained, saved and loaded as before.
+    Results differ by rounding, as sums are added up in another order.
 
     Args:
         model: any module; its parameters are laid out in place.
