@@ -165,7 +165,7 @@ def add_generate(commands: Any) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Print what follows a prompt, as it is made."""
-    from llm_study.tokenizers.auto import load_tokenizer
+    from llm_study.tokenizers.auto import ending_ids, load_tokenizer
     from llm_study.tokenizers.base import StreamDecoder
 
     check_generate(arguments)
@@ -174,7 +174,7 @@ def generate(arguments: argparse.Namespace) -> None:
     decoder = StreamDecoder(tokenizer)
     for id in ids:
         decoder.push(id)  # what follows is no beginning of a text: it may start with a space
-    for id in new_ids(arguments, ids, [*ends, *end_ids(arguments.path)]):
+    for id in new_ids(arguments, ids, [*ends, *ending_ids(arguments.path)]):
         if id < tokenizer.vocab_size:  # a model may have more rows, to make their number round; they spell nothing
             show_piece(decoder.push(id))
     show_piece(decoder.flush() + "\n")
@@ -192,7 +192,7 @@ def check_generate(arguments: argparse.Namespace) -> None:
 
 def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the ids that the model is to read, and those that end its turn."""
-    from llm_study.tokenizers.auto import leading_ids
+    from llm_study.tokenizers.auto import end_of_text, leading_ids
     from llm_study.tokenizers.chat import TEMPLATES, chat_template
 
     if arguments.chat is None:
@@ -202,8 +202,7 @@ def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[l
         return ids, []
     if arguments.chat not in TEMPLATES:
         raise ValueError(f"--chat is {arguments.chat!r}, expected one of {', '.join(TEMPLATES)}")
-    end = next((tokenizer.decode([id]) for id in end_ids(arguments.path) if id < tokenizer.vocab_size), None)
-    template = chat_template(arguments.chat, end=end)
+    template = chat_template(arguments.chat, end=end_of_text(arguments.path, tokenizer))
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     text = template.render([*system, {"role": "user", "content": arguments.prompt}], add_generation_prompt=True)
     end = template.answer[1].strip()
@@ -211,23 +210,6 @@ def prompt_ids(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> tuple[l
     if len(ends) != 1:
         raise ValueError(f"--chat is {arguments.chat}, but {end} is {len(ends)} tokens to this tokenizer, expected 1")
     return tokenizer.encode(text, allowed_special=template.control), ends
-
-
-def end_ids(folder: Path) -> list[int]:
-    """Return the ids that end a text, as ``generation_config.json`` or else ``config.json`` says."""
-    from llm_study.core.config import config_from_dict
-    from llm_study.core.hub import CONFIG, read_config, read_json
-
-    file = folder / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    if "eos_token_id" in raw:
-        found = raw["eos_token_id"]
-    else:
-        file, found = folder / CONFIG, config_from_dict(read_config(folder), source=str(folder / CONFIG)).eos_token_id
-    ids = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
-    if not all(type(id) is int for id in ids):
-        raise ValueError(f"{file}: eos_token_id is {found!r}, expected a number or a list of numbers")
-    return ids
 
 
 def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> Iterator[int]:

@@ -16,7 +16,7 @@ def memory(plt: Any, _: Translate) -> Any:
     vocabularies = [8192, 32000, 64000, 128256, 256000]
     series = {
         _("普通做法"): [3 * N * V * gib for V in vocabularies],
-        _("逐块的做法"): [(N * D + V * D + 2 * chunk * V) * gib for V in vocabularies],
+        _("逐块的做法"): [(N * D + V * D + chunk * V) * gib for V in vocabularies],
         _("其中的梯度"): [(N * D + V * D) * gib for V in vocabularies],
     }
     fig, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from llm_study.alignment.sft import Example, draw_rows, neftune, pack_examples, read_chats, sft_loss, tokenize_chat
+from llm_study.alignment.sft import Example, draw_rows, neftune, numbered_chats, pack_examples, sft_loss, tokenize_chat
 from llm_study.core.checks import check_at_least
 from llm_study.core.config import config_from_dict
 from llm_study.core.hub import CONFIG, read_config, read_json
@@ -40,7 +40,7 @@ from llm_study.peft.lora import LoRA, LoRAFA, RSLoRA, lora_plus_groups
 from llm_study.peft.lowrank import FourierFT, LoHa, LoKr, MiSS, MoRA
 from llm_study.peft.shared import RandLoRA, VBLoRA, VeRA
 from llm_study.tokenizers._files import write_json, write_text
-from llm_study.tokenizers.auto import load_tokenizer
+from llm_study.tokenizers.auto import GENERATION_CONFIG, end_of_text, load_tokenizer
 from llm_study.tokenizers.base import TOKENIZER, Tokenizer
 from llm_study.tokenizers.chat import TEMPLATES, ChatTemplate, chat_template
 from llm_study.training.config import RunConfig
@@ -55,13 +55,12 @@ __all__ = [
     "Finetuning",
     "Recipe",
     "chat_format",
-    "end_of_text",
     "linear_targets",
 ]
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 """Names of folders below that of a run, one for the adapter alone and one for the checkpoints."""
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 ORTHOGONALITY = 0.1
 """Weight of the penalty of AdaLoRA."""
 
@@ -277,39 +276,6 @@ _LEAST |= {"save_every": 1}
 # --- formats and layers
 
 
-def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | None:
-    """Return the token that ends a text of a model, as ``generation_config.json`` or else ``config.json`` names it.
-
-    Args:
-        folder: the folder of the model.
-        tokenizer: its tokenizer.
-
-    Returns:
-        The token, the first if there are several; None if there is none, or the tokenizer cannot spell it.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
-        ValueError: if a file is damaged.
-
-    Example:
-        >>> import tempfile
-        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
-        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=257, special_tokens=["</s>"])
-        >>> raw = {"model_type": "llama", "vocab_size": 257, "hidden_size": 8, "intermediate_size": 8}
-        >>> raw |= {"num_hidden_layers": 1, "num_attention_heads": 1, "eos_token_id": 256}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_json(Path(folder) / CONFIG, raw)
-        ...     end_of_text(folder, tokenizer)
-        '</s>'
-    """
-    config = config_from_dict(read_config(folder), source=str(Path(folder) / CONFIG))
-    file = Path(folder) / GENERATION_CONFIG
-    found = (read_json(file) if file.is_file() else {}).get("eos_token_id", config.eos_token_id)
-    ids = found if isinstance(found, list | tuple) else [found]
-    known = [id for id in ids if isinstance(id, int) and 0 <= id < tokenizer.vocab_size]
-    return tokenizer.decode(known[:1]) or None
-
-
 def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str = "") -> tuple[str, ChatTemplate, int]:
     """Find the format in which a model is to hold conversations.
 
@@ -354,8 +320,7 @@ def chat_format(folder: str | os.PathLike[str], tokenizer: Tokenizer, name: str 
 
 def _said(folder: Path, formats: Mapping[str, ChatTemplate]) -> str:
     """Return the name of the format that a folder's tokenizer_config.json describes, if it is one of ours."""
-    file = folder / TOKENIZER_CONFIG
-    said = read_json(file).get("chat_template") if file.is_file() else None
+    said = _read(folder / TOKENIZER_CONFIG).get("chat_template")
     return next((name for name, template in formats.items() if template.jinja() == said), "")
 
 
@@ -523,7 +488,7 @@ class Finetuning:
         n = math.ceil(config.epochs * len(self.train) / config.batch_size)
         self.steps = config.steps or max(1, n)
         self.model = self._adapted(width)
-        self.trainer = self._trainer(Path(data), report)
+        self.trainer = self._trainer(report)
         if self.folder is not None:
             (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
 
@@ -542,17 +507,15 @@ class Finetuning:
 
     def _examples(self, data: Path) -> tuple[list[Example], list[Example], int]:
         """Return the conversations to train on, those that are held out, and how many of all had to be cut."""
-        chats = read_chats(data, template=self.template)
         tokenize = partial(tokenize_chat, tokenizer=self.tokenizer, template=self.template)
-        lines = [n for n, line in enumerate(data.read_bytes().split(b"\n"), 1) if line.strip()]
         found, cut, length = list[Example](), 0, self.config.length or self._about.max_length
-        for line, messages in zip(lines, chats, strict=True):
+        for line, messages in numbered_chats(data, template=self.template):
             try:
                 whole = tokenize(messages)
-                kept = whole if len(whole) <= length else tokenize(messages, max_length=length)
+                found.append(whole if len(whole) <= length else tokenize(messages, max_length=length))
             except ValueError as error:
                 raise ValueError(f"{data}:{line}: {error}") from None
-            found, cut = [*found, kept], cut + (len(whole) > length)
+            cut += len(whole) > length
         self._check_ids(found)
         return *self._split(found, data), cut
 
@@ -597,7 +560,7 @@ class Finetuning:
         model = from_pretrained(self.base, dtype=torch.float32 if method is None else None)
         assert isinstance(model, CausalLM)  # as _check_base has found
         self.n_base = sum(p.numel() for p in model.parameters())
-        self._checksum = _checksum(model)
+        self._checksum = _checksum(model.state_dict())
         model.to(self.world.device)
         if method is not None:
             generator = torch.Generator(self.world.device).manual_seed(seed_of(c.seed, "adapter"))
@@ -605,7 +568,7 @@ class Finetuning:
             unmerge(merge(model))  # what cannot be merged is told now, and not after the training
         return model
 
-    def _trainer(self, data: Path, report: Callable[[Progress], None] | None) -> Trainer:
+    def _trainer(self, report: Callable[[Progress], None] | None) -> Trainer:
         c, recipe = self.config, METHODS[self.config.method]
         self._allocator = RankAllocator(self.model) if recipe.adaptive else None
         self._trained = _Trained(self.model, self._allocator)
@@ -616,8 +579,8 @@ class Finetuning:
             optimizer.register_step_post_hook(self._allocate)
         factor = partial(cosine, total=self.steps + 1, warmup=min(c.warmup, self.steps), floor=c.floor)
         torch.manual_seed(seed_of(c.seed, "rank", self.world.rank))
-        text = hashlib.sha256(data.read_bytes()).hexdigest()
-        sources = {"base": f"sha256 {self._checksum}", "data": f"sha256 {text[:16]}", "chat": self.format}
+        data = _checksum({f"{i}": torch.stack([x.ids, x.targets]) for i, x in enumerate([*self.train, *self.held_out])})
+        sources = {"base": f"sha256 {self._checksum}", "data": f"sha256 {data}", "chat": self.format}
         return Trainer(
             self._trained,
             self._loss,
@@ -692,7 +655,7 @@ class Finetuning:
         cut = f", {self.n_cut:,} of them cut" if self.n_cut else ""
         where = f"goes on after step {done:,}" if resumed else "begins"
         return (
-            f"model: {self.n_base:,} parameters; {c.method} trains {n:,}, {100 * n / self.n_base:.2f} %\n"
+            f"model: {self.n_base:,} parameters; {c.method} trains {n:,}, {n / self.n_base:.2%}\n"
             f"conversations: {len(self.train):,} to train on, {len(self.held_out):,} held out{cut}; "
             f"format {self.format}\n"
             f"training {where}: {self.steps:,} steps of {c.batch_size:,} conversations"
@@ -777,10 +740,10 @@ def _identity(config: FinetuneConfig) -> dict[str, Any]:
     return same
 
 
-def _checksum(model: nn.Module) -> str:
-    """Return a checksum of the weights of a model."""
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of tensors and their names, such as the weights of a model."""
     digest = hashlib.sha256()
-    for name, x in model.state_dict().items():
+    for name, x in tensors.items():
         digest.update(name.encode())
         digest.update(x.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

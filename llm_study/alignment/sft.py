@@ -32,6 +32,7 @@ from llm_study.tokenizers.chat import ChatTemplate, Message, token_mask
 __all__ = [
     "Example",
     "read_chats",
+    "numbered_chats",
     "tokenize_chat",
     "pack_examples",
     "pad_examples",
@@ -75,6 +76,34 @@ def read_chats(path: str | os.PathLike[str], *, template: ChatTemplate | None = 
         Traceback (most recent call last):
         FileNotFoundError: no/such/file.jsonl: there is no such file
     """
+    return [messages for _, messages in numbered_chats(path, template=template)]
+
+
+def numbered_chats(
+    path: str | os.PathLike[str], *, template: ChatTemplate | None = None
+) -> list[tuple[int, list[Message]]]:
+    r"""Read conversations as :func:`read_chats` does, each with the number of its line, for messages about it.
+
+    Args:
+        path: the file.
+        template: the format that the conversations are to be written in. Default: the rules that all formats have.
+
+    Returns:
+        For each conversation its line, counted from 1, and its messages.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as :func:`read_chats` says.
+
+    Example:
+        >>> import tempfile
+        >>> turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "chat.jsonl"
+        ...     _ = file.write_text("\n" + json.dumps({"messages": turns}))
+        ...     [line for line, _ in numbered_chats(file)]
+        [2]
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -82,7 +111,7 @@ def read_chats(path: str | os.PathLike[str], *, template: ChatTemplate | None = 
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             try:
-                chats.append(_read_line(line, rules))
+                chats.append((number, _read_line(line, rules)))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
     check_at_least(f"{path}: number of conversations", len(chats), 1, hint="write one a line, as JSON")

@@ -739,21 +739,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = torch.zeros_like(weight, dtype=_wide_dtype(weight)) if wants_weight else None
+        grad_weight = None
         loss, share = torch.zeros((), dtype=_wide_dtype(x), device=x.device), 1 / max(1, len(x))
         for i in range(0, len(x), chunk):
-            rows, ids = x[i : i + chunk], targets[i : i + chunk, None]
-            logp = _widen(rows @ weight.T).log_softmax(dim=-1)  # (C, V)
-            loss -= logp.gather(-1, ids).sum() * share
+            rows, ids = x[i : i + chunk], targets[None, i : i + chunk]
+            z = _widen(weight @ rows.T)  # (V, C): long and narrow is what a product writes faster
+            z -= z.amax(dim=0)
+            chosen = z.gather(0, ids)
+            total = z.exp_().sum(dim=0)  # from here on z holds e^z
+            loss += (total.log() - chosen).sum() * share
             if wants_x or wants_weight:
-                p = logp.exp_()
-                g = p.scatter_add_(-1, ids, p.new_tensor(-1.0).expand(ids.shape)).mul_(share).to(x.dtype)  # (C, V)
+                z *= share / total  # the share of each probability
+                g = z.scatter_add_(0, ids, z.new_tensor(-share).expand(ids.shape)).to(x.dtype)  # (V, C)
                 if grad_x is not None:
-                    grad_x[i : i + chunk] = g @ weight
-                if grad_weight is not None:
-                    _add_product(grad_weight, g.T, rows)
-                del p, g
-            del logp  # or it would be there still while the next chunk is made
+                    grad_x[i : i + chunk] = g.T @ weight
+                if wants_weight:
+                    grad_weight = _add_product(grad_weight, g, rows)
+                del g
+            del z  # or it would be there still while the next chunk is made
+        if wants_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)  # no row counts
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtype = weight.dtype
         return loss
@@ -767,12 +772,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product to a sum that may be kept in more precision than its factors."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Return a sum, kept in at least float32, with a product added to it; None is an empty sum."""
+    if total is None:
+        return _widen(a @ b)
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

@@ -286,11 +286,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
                 [-1.,  2.]])
     """
     check_equal("width of x", x.shape[-1], "twice the width of cos", 2 * cos.shape[-1], hint="one angle for a pair")
-    half = (*x.shape[:-1], x.shape[-1] // 2)
-    for name, table in (("cos", cos), ("sin", sin)):
-        check_broadcastable(name, table.shape, half, hint="for positions (B, T) pass cos[:, None] and sin[:, None]")
+    if not cos.shape == sin.shape == (x.shape[-2], x.shape[-1] // 2):  # asked first, as it is what comes most often
+        half = (*x.shape[:-1], x.shape[-1] // 2)
+        for name, table in (("cos", cos), ("sin", sin)):
+            check_broadcastable(name, table.shape, half, hint="for positions (B, T) pass cos[:, None] and sin[:, None]")
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    pair = (a * cos - b * sin, b * cos + a * sin)
+    pair = (torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin))
     out = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     return out if out.dtype == x.dtype else out.to(x.dtype)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_boolean, check_equal, check_ndim
 from llm_study.core.config import ModelConfig
+from llm_study.nn.binding import bind
 from llm_study.nn.cache import Cache, KVCache
 
 __all__ = ["LanguageModel", "Session", "follow", "end_ids", "check_request", "check_temperature"]
@@ -65,6 +66,8 @@ class Session:
         mask: ``(B, T)`` boolean, True where a token of the prompt is real; padding stands on the left. Positions are
             counted without it. Default: all are real.
         copies: how many rows each prompt gets, one after the other, for searches that go on from it in several ways.
+        bound: whether the model is bound (:func:`llm_study.nn.binding.bind`) when the session is made, which is faster.
+            Its parts are then not to be replaced, moved or given hooks before the text ends.
 
     Attributes:
         cache: keys and values of all tokens that were read.
@@ -84,9 +87,17 @@ class Session:
     """
 
     def __init__(
-        self, model: LanguageModel, prompt: Tensor, *, room: int, mask: Tensor | None = None, copies: int = 1
+        self,
+        model: LanguageModel,
+        prompt: Tensor,
+        *,
+        room: int,
+        mask: Tensor | None = None,
+        copies: int = 1,
+        bound: bool = True,
     ) -> None:
         self.model = model
+        self._step = bind(model) if bound and isinstance(model, nn.Module) else model  # for one token after the other
         mask = None if mask is None or bool(mask.all()) else mask
         self._prompt = prompt.repeat_interleave(copies, dim=0)
         self._mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
@@ -109,7 +120,7 @@ class Session:
             positions = None if self._mask is None else (self._mask.cumsum(-1) - 1).clamp(min=0)
             logits = self.model(self._prompt, mask=self._mask, positions=positions, cache=self.cache, logits_to_keep=1)
         else:
-            logits = self.model(tokens[:, None], positions=self._next, cache=self.cache, logits_to_keep=1)
+            logits = self._step(tokens[:, None], positions=self._next, cache=self.cache, logits_to_keep=1)
             self._next = None if self._next is None else self._next + 1
         return logits[:, -1]
 

@@ -14,22 +14,20 @@ from llm_study.models.base import PretrainedModel
 
 __all__ = ["from_pretrained", "model_class", "architectures"]
 
-_MODULES = {
-    "bert": (
-        ("bert", "BertForMaskedLM", ("BertForMaskedLM", "BertForPreTraining", "BertModel")),
-        ("bert", "BertForSequenceClassification", ("BertForSequenceClassification",)),
-    ),
-    "gemma2": (("gemma", "Gemma2ForCausalLM", ("Gemma2ForCausalLM",)),),
-    "gemma3_text": (("gemma", "Gemma3ForCausalLM", ("Gemma3ForCausalLM",)),),
-    "gpt2": (("gpt2", "GPT2ForCausalLM", ("GPT2LMHeadModel", "GPT2Model")),),
-    "llama": (("llama", "LlamaForCausalLM", ("LlamaForCausalLM",)),),
-    "mistral": (("llama", "MistralForCausalLM", ("MistralForCausalLM",)),),
-    "olmo2": (("llama", "Olmo2ForCausalLM", ("Olmo2ForCausalLM",)),),
-    "qwen2": (("llama", "Qwen2ForCausalLM", ("Qwen2ForCausalLM",)),),
-    "qwen3": (("llama", "Qwen3ForCausalLM", ("Qwen3ForCausalLM",)),),
-    "t5": (("t5", "T5ForConditionalGeneration", ("T5ForConditionalGeneration",)),),
-}
-"""``model_type`` → module and class here, and the names of transformers' classes whose weights they read.
+_CLASSES = (
+    ("bert", "bert", "BertForMaskedLM", ("BertForMaskedLM", "BertForPreTraining", "BertModel")),
+    ("bert", "bert", "BertForSequenceClassification", ("BertForSequenceClassification",)),
+    ("gemma2", "gemma", "Gemma2ForCausalLM", ("Gemma2ForCausalLM",)),
+    ("gemma3_text", "gemma", "Gemma3ForCausalLM", ("Gemma3ForCausalLM",)),
+    ("gpt2", "gpt2", "GPT2ForCausalLM", ("GPT2LMHeadModel", "GPT2Model")),
+    ("llama", "llama", "LlamaForCausalLM", ("LlamaForCausalLM",)),
+    ("mistral", "llama", "MistralForCausalLM", ("MistralForCausalLM",)),
+    ("olmo2", "llama", "Olmo2ForCausalLM", ("Olmo2ForCausalLM",)),
+    ("qwen2", "llama", "Qwen2ForCausalLM", ("Qwen2ForCausalLM",)),
+    ("qwen3", "llama", "Qwen3ForCausalLM", ("Qwen3ForCausalLM",)),
+    ("t5", "t5", "T5ForConditionalGeneration", ("T5ForConditionalGeneration",)),
+)
+"""``model_type``, module and class here, and the names of transformers' classes whose weights they read.
 
 Where a family has several classes, the first is that of a configuration which names no architecture.
 """
@@ -45,7 +43,7 @@ def architectures() -> tuple[str, ...]:
         >>> architectures()[:2]
         ('BertForMaskedLM', 'BertForPreTraining')
     """
-    return tuple(sorted(name for kinds in _MODULES.values() for _, _, names in kinds for name in names))
+    return tuple(sorted(name for *_, names in _CLASSES for name in names))
 
 
 def model_class(config: ModelConfig, *, source: object = CONFIG) -> type[PretrainedModel]:
@@ -66,16 +64,16 @@ def model_class(config: ModelConfig, *, source: object = CONFIG) -> type[Pretrai
         >>> model_class(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)).__name__
         'GPT2ForCausalLM'
     """
-    if config.model_type not in _MODULES:
+    kinds = [(module, name, known) for kind, module, name, known in _CLASSES if kind == config.model_type]
+    if not kinds:
         raise ValueError(f"{source}: model_type is {config.model_type!r}, expected one of {', '.join(model_types())}")
-    kinds = _MODULES[config.model_type]
-    said = set(config.architectures) or set(kinds[0][2])
+    said = set(config.architectures)
     for module, name, known in kinds:
-        if said & set(known):
-            kind: type[PretrainedModel] = getattr(importlib.import_module(f"llm_study.models.{module}"), name)
-            return kind
-    found = ", ".join(config.architectures)
-    raise ValueError(f"{source}: architectures is {found}, expected one of {', '.join(architectures())}")
+        if not said or said & set(known):
+            found: type[PretrainedModel] = getattr(importlib.import_module(f"llm_study.models.{module}"), name)
+            return found
+    named = ", ".join(config.architectures)
+    raise ValueError(f"{source}: architectures is {named}, expected one of {', '.join(architectures())}")
 
 
 def from_pretrained(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> PretrainedModel:

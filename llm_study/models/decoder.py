@@ -5,8 +5,8 @@ layers differ, how far back they look and how they rotate positions, is not buil
 once for a call and hands it to each layer. Names of modules are those of Hugging Face, so that a checkpoint fits as is.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from llm_study.models._common import check_mask, draw, seen
 from llm_study.models.base import CausalLM
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
+from llm_study.nn.binding import bind
 from llm_study.nn.cache import Cache
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "rotary_frequencies",
 ]
 
+
+Part = Callable[..., Tensor]  # a module, or a function that it is bound to
 
 # --- the skeleton
 
@@ -154,7 +157,9 @@ class Decoder(nn.Module):
         self.norm = norm
         self.d_head = config.head_dim
         self.windows = [config.window(i) for i in range(count)]
-        self.ropes = [config.rope(i) for i in range(count)]
+        ropes = [config.rope(i) for i in range(count)]
+        self.ropes = list(dict.fromkeys(ropes))  # each kind once
+        self.kinds = [self.ropes.index(rope) for rope in ropes]  # which of them a layer has
         self.attend, self.causal, self.cos_sin = attend, causal, cos_sin
 
     def forward(
@@ -181,19 +186,39 @@ class Decoder(nn.Module):
             ValueError: if ``mask`` or ``positions`` has a shape that does not fit ``ids``, the mask is not boolean, or
                 the tokens do not fit into the cache.
         """
+        return self._run(self.embed_tokens, self.layers, self.norm, ids, mask=mask, positions=positions, cache=cache)
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return the decoder for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            A function with the arguments of :meth:`forward`.
+        """
+        return partial(self._run, bind(self.embed_tokens), [bind(layer) for layer in self.layers], bind(self.norm))
+
+    def _run(
+        self,
+        embed: Part,
+        layers: Iterable[Part],
+        norm: Part,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         if mask is not None:
             check_mask(mask, ids, cached=cache is not None)
         _check_positions(ids, positions)
         counted = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.begin(ids, mask)
-        x = self.embed_tokens(ids)  # (B, T, D)
+        x = embed(ids)  # (B, T, D)
         positions = counted if positions is None else positions
-        rotary = {rope: self._rotary(rope, positions, x.dtype) for rope in set(self.ropes)}
-        for layer, rope, attend in zip(self.layers, self.ropes, self._ways(ids, mask, cache), strict=True):
-            x = layer(x, rotary=rotary[rope], attend=attend)
+        rotary = [self._rotary(rope, positions, x.dtype) for rope in self.ropes]
+        for layer, kind, attend in zip(layers, self.kinds, self._ways(ids, mask, cache), strict=True):
+            x = layer(x, rotary=rotary[kind], attend=attend)
         if cache is not None:
             cache.end()
-        y: Tensor = self.norm(x)
-        return y
+        return norm(x)
 
     def _ways(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> list[Callable[..., Tensor]]:
         """Return for each layer how it attends."""
@@ -213,7 +238,7 @@ class Decoder(nn.Module):
 
     def _rotary(self, rope: Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, ``(T, Dh / 2)`` or ``(B, 1, T, Dh / 2)``."""
-        frequencies = rotary_frequencies(rope, self.d_head, device=positions.device)
+        frequencies = _frequencies(rope, self.d_head, positions.device)
         cos, sin = self.cos_sin(positions, frequencies, dtype=dtype)
         return (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
 
@@ -275,9 +300,21 @@ class PreNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        x = x + self.self_attn(self.input_layernorm(x), **how)
-        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return y
+        return _pre_norm(self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp, x, **how)
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return the layer for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(x, **how) → (B, T, D)``.
+        """
+        return partial(
+            _pre_norm,
+            bind(self.input_layernorm),
+            bind(self.self_attn),
+            bind(self.post_attention_layernorm),
+            bind(self.mlp),
+        )
 
 
 class PostNormLayer(nn.Module):
@@ -325,9 +362,23 @@ class PostNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        x = x + self.post_attention_layernorm(self.self_attn(x, **how))
-        y: Tensor = x + self.post_feedforward_layernorm(self.mlp(x))
-        return y
+        return _post_norm(
+            self.self_attn, self.post_attention_layernorm, self.mlp, self.post_feedforward_layernorm, x, **how
+        )
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return the layer for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(x, **how) → (B, T, D)``.
+        """
+        return partial(
+            _post_norm,
+            bind(self.self_attn),
+            bind(self.post_attention_layernorm),
+            bind(self.mlp),
+            bind(self.post_feedforward_layernorm),
+        )
 
 
 class SandwichNormLayer(nn.Module):
@@ -376,9 +427,49 @@ class SandwichNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), **how))
-        y: Tensor = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-        return y
+        return _sandwich_norm(
+            self.input_layernorm,
+            self.self_attn,
+            self.post_attention_layernorm,
+            self.pre_feedforward_layernorm,
+            self.mlp,
+            self.post_feedforward_layernorm,
+            x,
+            **how,
+        )
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return the layer for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(x, **how) → (B, T, D)``.
+        """
+        return partial(
+            _sandwich_norm,
+            bind(self.input_layernorm),
+            bind(self.self_attn),
+            bind(self.post_attention_layernorm),
+            bind(self.pre_feedforward_layernorm),
+            bind(self.mlp),
+            bind(self.post_feedforward_layernorm),
+        )
+
+
+def _pre_norm(norm_1: Part, attn: Part, norm_2: Part, mlp: Part, x: Tensor, **how: Any) -> Tensor:
+    x = x + attn(norm_1(x), **how)
+    return x + mlp(norm_2(x))
+
+
+def _post_norm(attn: Part, norm_1: Part, mlp: Part, norm_2: Part, x: Tensor, **how: Any) -> Tensor:
+    x = x + norm_1(attn(x, **how))
+    return x + norm_2(mlp(x))
+
+
+def _sandwich_norm(
+    norm_1: Part, attn: Part, norm_2: Part, norm_3: Part, mlp: Part, norm_4: Part, x: Tensor, **how: Any
+) -> Tensor:
+    x = x + norm_2(attn(norm_1(x), **how))
+    return x + norm_4(mlp(norm_3(x)))
 
 
 # --- parts, in the sizes of a configuration
@@ -461,6 +552,13 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     """
     numbers = {name: value for name, value in rope.to_dict().items() if name not in ("rope_theta", "rope_type")}
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
+
+
+@cache
+def _frequencies(rope: Rope, d_head: int, device: torch.device) -> Tensor:
+    """Return the frequencies, made once and kept: every token asks for them."""
+    with torch.inference_mode(mode=False):  # they outlast the call that asks first
+        return rotary_frequencies(rope, d_head, device=device)
 
 
 def _check_positions(ids: Tensor, positions: Tensor | None) -> None:

@@ -25,6 +25,8 @@ def check_room(length: int, new: int, max_length: int) -> None:
 
 def check_new_keys(k: Tensor, new: int, dtype: torch.dtype) -> None:
     """Check that a layer stores what :meth:`begin` was told, in the dtype of the cache."""
+    if k.shape[2] == new and k.dtype == dtype:
+        return
     check_equal("number of new keys", k.shape[2], "number of tokens that begin was told", new)
     check_equal("dtype of the keys", k.dtype, "dtype of the cache", dtype, hint="make the cache with dtype=…")
 

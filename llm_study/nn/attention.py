@@ -4,16 +4,17 @@ What models vary is handed in. Norms of queries and keys are modules given to th
 positions, and how queries meet keys (causal, windowed, with soft-capped scores, against a cache), come with each call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least, check_divides, check_equal, check_ndim
 from llm_study.functional.attention import attention, merge_heads, split_heads
 from llm_study.functional.positions import apply_rope
+from llm_study.nn._side_by_side import SideBySide
+from llm_study.nn.binding import bind
 
 __all__ = ["MultiHeadAttention"]
 
@@ -98,8 +99,7 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm, self.scale = q_norm, k_norm, scale
-        self._side_by_side: list[Tensor] = []  # the matrix of all three, and the bias if there is one
-        self._parts: list[Tensor] = []  # where each parameter of the three lies in them
+        self._side_by_side = SideBySide("q_proj", "k_proj", "v_proj")
 
     def forward(
         self,
@@ -141,13 +141,30 @@ class MultiHeadAttention(nn.Module):
                 "batch size of context", context.shape[0], "batch size of x", x.shape[0], hint="repeat one with expand"
             )
         q, k, v = self._project(x, x if context is None else context)
-        if rotary is not None:  # of all heads at once: for a single token the number of calls is what takes time
-            both = apply_rope(torch.cat([q, k], dim=1), *rotary)
-            q, k = both[:, : self.n_heads], both[:, self.n_heads :]
         attend = partial(attention, mask=mask) if attend is None else attend
-        heads = attend(q, k, v, scale=self.scale)  # (B, H, T, Dh)
-        y: Tensor = self.o_proj(merge_heads(heads))  # (B, T, H * Dh) → (B, T, D)
+        y: Tensor = self.o_proj(_gather(q, k, v, rotary, attend, self.scale))  # (B, T, H * Dh) → (B, T, D)
         return y
+
+    def bind(self) -> Callable[..., Tensor]:
+        """Return self-attention for :func:`llm_study.nn.binding.bind`, if queries, keys and values lie side by side.
+
+        Returns:
+            ``(x, *, rotary, attend) → (B, T, D)``; the module itself if they do not.
+        """
+        project = self._side_by_side.bind(self)
+        if project is None:
+            return self
+        H, K, scale, o_proj = self.n_heads, self.n_kv_heads, self.scale, bind(self.o_proj)
+        norms = [None if norm is None else bind(norm) for norm in (self.q_norm, self.k_norm)]
+
+        def attend_to_itself(
+            x: Tensor, *, rotary: tuple[Tensor, Tensor] | None = None, attend: Callable[..., Tensor] = attention
+        ) -> Tensor:
+            q, k, v = split_heads(project(x), H + 2 * K).split_with_sizes((H, K, K), dim=1)
+            q, k = (part if norm is None else norm(part) for part, norm in zip((q, k), norms, strict=True))
+            return o_proj(_gather(q, k, v, rotary, attend, scale))
+
+        return attend_to_itself
 
     def put_side_by_side(self) -> None:
         """Store the matrices of queries, keys and values in one, column by column, so that one product reads all three.
@@ -159,17 +176,7 @@ class MultiHeadAttention(nn.Module):
         References:
             Radford et al. (2019): GPT-2 holds one matrix for the three from the start, ``c_attn`` in its code.
         """
-        layers = self._three()
-        if not layers or len({layer.bias is None for layer in layers}) > 1 or self._lies_side_by_side():
-            return
-        sizes = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous().t()
-        self._side_by_side, self._parts = [weight], list(torch.split(weight, sizes))
-        if layers[0].bias is not None:
-            bias = torch.cat([layer.bias.detach() for layer in layers])
-            self._side_by_side, self._parts = [weight, bias], [*self._parts, *torch.split(bias, sizes)]
-        for parameter, part in zip(_parameters(layers), self._parts, strict=True):
-            parameter.data = part
+        self._side_by_side.put(self)
 
     def extra_repr(self) -> str:
         """Return the sizes that ``print`` shows beside the projections.
@@ -181,9 +188,9 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         H, K = self.n_heads, self.n_kv_heads
-        if x is context and self._side_by_side and not torch.is_grad_enabled() and self._lies_side_by_side():
-            heads = split_heads(F.linear(x, *self._side_by_side), H + 2 * K)
-            q, k, v = heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
+        heads = self._side_by_side.product(self, x) if x is context else None
+        if heads is not None:
+            q, k, v = split_heads(heads, H + 2 * K).split_with_sizes((H, K, K), dim=1)
         else:
             q = split_heads(self.q_proj(x), H)  # (B, H, T, Dh)
             k = split_heads(self.k_proj(context), K)  # (B, K, S, Dh)
@@ -192,27 +199,21 @@ class MultiHeadAttention(nn.Module):
         k = k if self.k_norm is None else self.k_norm(k)
         return q, k, v
 
-    def _three(self) -> list[nn.Linear]:
-        """Return the layers of queries, keys and values; none if one is not a plain linear layer or has hooks."""
-        names = ("q_proj", "k_proj", "v_proj")  # asked for every token: past the attributes, at the dictionary
-        found = [layer for name in names if type(layer := self._modules[name]) is nn.Linear]
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in found)
-        return found if len(found) == len(names) and not hooked else []
-
-    def _lies_side_by_side(self) -> bool:
-        """Whether all parameters of the three still lie where :meth:`put_side_by_side` put them."""
-        return bool(self._parts) and _places(_parameters(self._three())) == _places(self._parts)
-
     def _check(self, name: str, x: Tensor, length: str) -> None:
         check_ndim(name, x.shape, ("B", length, "D"))
         check_equal(f"width of {name}", x.shape[-1], "d_model", self.d_model)
 
 
-def _parameters(layers: Sequence[nn.Linear]) -> list[Tensor]:
-    """Return the weights of all layers, then the biases of those that have one."""
-    found = [layer._parameters[name] for name in ("weight", "bias") for layer in layers]
-    return [parameter for parameter in found if parameter is not None]
-
-
-def _places(tensors: Sequence[Tensor]) -> list[int]:
-    return [x.data_ptr() for x in tensors]
+def _gather(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    attend: Callable[..., Tensor],
+    scale: float | None,
+) -> Tensor:
+    """Rotate queries and keys, let them meet, and put what the heads gather side by side."""
+    if rotary is not None:  # of all heads at once: for a single token the number of calls is what takes time
+        both, H = apply_rope(torch.cat([q, k], dim=1), *rotary), q.shape[1]
+        q, k = both[:, :H], both[:, H:]
+    return merge_heads(attend(q, k, v, scale=scale))

@@ -4,12 +4,15 @@ A module here holds its parameters, under the names that Hugging Face models use
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llm_study.core.checks import check_at_least
 from llm_study.functional.norms import gemma_rms_norm, layer_norm, rms_norm, rms_norm_late_cast
+from llm_study.nn._side_by_side import SideBySide
+from llm_study.nn.binding import bind
 
 __all__ = ["LayerNorm", "RMSNorm", "LateCastRMSNorm", "GemmaRMSNorm", "FeedForward", "GatedFeedForward"]
 
@@ -104,6 +107,14 @@ class RMSNorm(nn.Module):
         """
         return rms_norm(x, self.weight, eps=self.eps)
 
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(rms_norm, weight=self.weight.detach(), eps=self.eps)
+
     def extra_repr(self) -> str:
         """Return what ``print`` shows of the layer.
 
@@ -145,6 +156,14 @@ class LateCastRMSNorm(RMSNorm):
         """
         return rms_norm_late_cast(x, self.weight, eps=self.eps)
 
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(rms_norm_late_cast, weight=self.weight.detach(), eps=self.eps)
+
 
 class GemmaRMSNorm(RMSNorm):
     """:class:`RMSNorm` whose scale is ``1 + weight``, applied in float32 before rounding, as in Gemma.
@@ -183,6 +202,14 @@ class GemmaRMSNorm(RMSNorm):
             ``(…, D)``, in the dtype of ``x``.
         """
         return gemma_rms_norm(x, self.weight, eps=self.eps)
+
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the norm for :func:`llm_study.nn.binding.bind`.
+
+        Returns:
+            ``(…, D) → (…, D)``.
+        """
+        return partial(gemma_rms_norm, weight=self.weight.detach(), eps=self.eps)
 
 
 class FeedForward(nn.Module):
@@ -279,6 +306,7 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self._side_by_side = SideBySide("gate_proj", "up_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position alone.
@@ -289,5 +317,32 @@ class GatedFeedForward(nn.Module):
         Returns:
             ``(…, D)`` output.
         """
-        y: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        both = self._side_by_side.product(self, x)
+        gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, dim=-1)
+        y: Tensor = self.down_proj(self.activation(gate) * up)
         return y
+
+    def bind(self) -> Callable[[Tensor], Tensor]:
+        """Return the layer for :func:`llm_study.nn.binding.bind`, if gates and what they gate lie side by side.
+
+        Returns:
+            ``(…, D) → (…, D)``; the module itself if they do not.
+        """
+        widen = self._side_by_side.bind(self)
+        if widen is None:
+            return self
+        down_proj, activation = bind(self.down_proj), self.activation
+
+        def feed_forward(x: Tensor) -> Tensor:
+            gate, up = widen(x).chunk(2, dim=-1)
+            return down_proj(activation(gate) * up)
+
+        return feed_forward
+
+    def put_side_by_side(self) -> None:
+        """Store the matrices of the gates and of what they gate in one, so that one product reads both.
+
+        What :meth:`llm_study.nn.attention.MultiHeadAttention.put_side_by_side` says of its three layers holds for these
+        two.
+        """
+        self._side_by_side.put(self)

@@ -8,6 +8,7 @@ outputs than inputs, row by row where it has fewer. ``tests/bench/bench_decoding
 from torch import nn
 
 from llm_study.nn.attention import MultiHeadAttention
+from llm_study.nn.basic import GatedFeedForward
 
 __all__ = ["lay_out_for_decoding"]
 
@@ -15,10 +16,10 @@ __all__ = ["lay_out_for_decoding"]
 def lay_out_for_decoding(model: nn.Module) -> None:
     """Order the matrices of a model in memory so that one token after another is written fastest on a CPU.
 
-    Linear layers with at least as many outputs as inputs are stored column by column, and those of queries, keys and
-    values side by side in one matrix, which is then read by one product. Names, shapes and values of the parameters
-    stay what they are; the model can be trained, saved and loaded as before. Results differ by rounding, as sums are
-    added up in another order.
+    Linear layers with at least as many outputs as inputs are stored column by column, and those that read the same
+    input lie side by side in one matrix, which one product reads: queries, keys and values; gates and what they gate.
+    Names, shapes and values of the parameters stay what they are; the model can be trained, saved and loaded as before.
+    Results differ by rounding, as sums are added up in another order.
 
     Args:
         model: any module; its parameters are laid out in place.
@@ -36,7 +37,7 @@ def lay_out_for_decoding(model: nn.Module) -> None:
         (True, True)
     """
     for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, MultiHeadAttention | GatedFeedForward):
             module.put_side_by_side()
     for module in model.modules():
         if type(module) is nn.Linear and module.out_features >= module.in_features and module.weight.stride(0) != 1:

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_study.core.config import config_from_dict
+from llm_study.core.hub import CONFIG, read_config, read_json
 from llm_study.tokenizers.base import TOKENIZER, Tokenizer, read_tokenizer_json
 
-__all__ = ["load_tokenizer", "leading_ids"]
+__all__ = ["load_tokenizer", "leading_ids", "ending_ids", "end_of_text"]
 
-RANKS = ".tiktoken"
+RANKS, GENERATION_CONFIG = ".tiktoken", "generation_config.json"
 _CLASSES = {"BPE": ("bpe", "ByteLevelBPE"), "WordPiece": ("wordpiece", "WordPiece"), "Unigram": ("unigram", "Unigram")}
 """What ``tokenizer.json`` may call its model → module and class here."""
 
@@ -83,6 +85,66 @@ def leading_ids(path: str | os.PathLike[str]) -> list[int]:
         return [] if processor is None else list(_leading(processor))
     except (LookupError, TypeError, AttributeError):
         raise ValueError(f"{file}: its post_processor names tokens without ids, or is none of this library") from None
+
+
+def ending_ids(folder: str | os.PathLike[str]) -> list[int]:
+    """Return the ids that end a text of a model, as ``generation_config.json`` or else ``config.json`` says.
+
+    Args:
+        folder: the folder of the model.
+
+    Returns:
+        The ids; none if the files name none.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
+        ValueError: if a file is damaged, or names something else than ids.
+
+    Example:
+        >>> import json, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": 2}))
+        ...     ending_ids(folder)
+        [2]
+    """
+    file = Path(folder) / GENERATION_CONFIG
+    raw = read_json(file) if file.is_file() else {}
+    if "eos_token_id" in raw:
+        found = raw["eos_token_id"]
+    else:
+        file = Path(folder) / CONFIG
+        found = config_from_dict(read_config(folder), source=str(file)).eos_token_id
+    ids = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    if not all(type(id) is int for id in ids):
+        raise ValueError(f"{file}: eos_token_id is {found!r}, expected a number or a list of numbers")
+    return ids
+
+
+def end_of_text(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> str | None:
+    """Return the token that ends a text of a model, the first of :func:`ending_ids` that its tokenizer can spell.
+
+    Args:
+        folder: the folder of the model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The token; None if there is none.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no ``config.json`` in it.
+        ValueError: if a file is damaged, or names something else than ids.
+
+    Example:
+        >>> import json, tempfile
+        >>> from llm_study.tokenizers.bpe import ByteLevelBPE
+        >>> tokenizer = ByteLevelBPE.train(["a"], vocab_size=257, special_tokens=["</s>"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": [300, 256]}))
+        ...     end_of_text(folder, tokenizer)
+        '</s>'
+    """
+    known = [id for id in ending_ids(folder) if 0 <= id < tokenizer.vocab_size]
+    return tokenizer.decode(known[:1]) or None
 
 
 def _file(path: Path) -> Path:

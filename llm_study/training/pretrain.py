@@ -26,8 +26,10 @@ from llm_study.data.texts import Corpus
 from llm_study.functional.information import bits_per_byte
 from llm_study.models.llama import LlamaForCausalLM
 from llm_study.optim.first_order import AdamW
+from llm_study.optim.groups import decay_groups
 from llm_study.optim.schedule import cosine
 from llm_study.tokenizers._files import write_json
+from llm_study.tokenizers.auto import GENERATION_CONFIG
 from llm_study.tokenizers.bpe import ByteLevelBPE, split_words, train_bpe
 from llm_study.training.checkpoint import checkpoints, load_model, model_tensors
 from llm_study.training.config import RunConfig
@@ -310,11 +312,8 @@ class Pretraining:
 
     def _trainer(self, corpus: Corpus, report: Callable[[Progress], None] | None) -> Trainer:
         c = self.config
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        betas = (c.beta1, c.beta2)
-        optimizer = AdamW(groups, c.learning_rate, betas=betas, weight_decay=c.weight_decay)
+        groups = decay_groups(self.model, weight_decay=c.weight_decay)
+        optimizer = AdamW(groups, c.learning_rate, betas=(c.beta1, c.beta2))
         factor = partial(cosine, total=c.steps + 1, warmup=min(c.warmup, c.steps), floor=c.floor)
         text = hashlib.sha256("\0".join([*corpus.train, "", *corpus.held_out]).encode()).hexdigest()
         batch = partial(windows, self.ids, length=c.length, batch_size=c.batch_size, seed=c.seed)
@@ -397,7 +396,7 @@ class Pretraining:
         chosen.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(chosen / TOKENIZER)
         ends = {"bos_token_id": self._end, "eos_token_id": self._end}
-        write_json(chosen / "generation_config.json", ends)
+        write_json(chosen / GENERATION_CONFIG, ends)
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
         write_json(chosen / "tokenizer_config.json", {**about, "model_max_length": self.config.length})
         model.save_pretrained(chosen)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llm_study.__main__ import main
-from llm_study.alignment.finetune import METHODS, FinetuneConfig, Finetuning, chat_format, end_of_text
+from llm_study.alignment.finetune import METHODS, FinetuneConfig, Finetuning, chat_format
 from llm_study.alignment.sft import pad_examples, sft_loss
 from llm_study.core.config import BertConfig, GPT2Config, LlamaConfig
 from llm_study.models import from_pretrained
@@ -24,6 +24,7 @@ from llm_study.models.gpt2 import GPT2ForCausalLM
 from llm_study.models.llama import LlamaForCausalLM
 from llm_study.peft.auto import load_adapter
 from llm_study.peft.base import merge, trainable, unload
+from llm_study.tokenizers.auto import end_of_text
 from llm_study.tokenizers.bpe import ByteLevelBPE
 from llm_study.tokenizers.chat import TEMPLATES
 from llm_study.training.checkpoint import checkpoints, load_checkpoint

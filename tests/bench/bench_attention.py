@@ -10,7 +10,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llm_study.functional.attention import attention, attention_reference, causal_attention, causal_mask
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 
 def measure(batch: int, length: int, *, naive: bool) -> list[Row]:
@@ -26,7 +26,7 @@ def measure(batch: int, length: int, *, naive: bool) -> list[Row]:
     }
     if naive:
         candidates["naive"] = lambda: attention_reference(q, k, v, mask=mask)
-    best, size = fastest(candidates, rounds=30), f"{batch} x 8 x {length} x 64"
+    best, size = quartile(candidates, rounds=30), f"{batch} x 8 x {length} x 64"
     rows = [
         row(f"attention / SDPA with a mask, {size}", best["ours"], best["torch"], 1.05),
         row(f"causal_attention / SDPA is_causal, {size}", best["ours, causal"], best["torch, causal"], 1.05),

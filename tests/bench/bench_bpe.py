@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers, trainers
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llm_study.tokenizers.bpe import PATTERNS, ByteLevelBPE, bpe_reference, split_words
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,14 +50,14 @@ def training(size: int, vocab_size: int, *, rounds: int) -> Row:
         "ours": lambda: ByteLevelBPE.train([text], vocab_size=vocab_size),
         "theirs": lambda: theirs(text, vocab_size),
     }
-    best = fastest(candidates, rounds=rounds, warmup=0)
+    best = quartile(candidates, rounds=rounds, warmup=0)
     return row(f"BPE training / tokenizers, {size} B, V {vocab_size}", best["ours"], best["theirs"], 3.0)
 
 
 def definition(size: int, vocab_size: int) -> Row:
     """Compare training with its definition, which runs once: it takes half a minute."""
     text = corpus(size)
-    ours = fastest({"ours": lambda: ByteLevelBPE.train([text], vocab_size=vocab_size)}, rounds=5, warmup=1)["ours"]
+    ours = quartile({"ours": lambda: ByteLevelBPE.train([text], vocab_size=vocab_size)}, rounds=5, warmup=1)["ours"]
     start = time.perf_counter()
     bpe_reference([word.encode() for word in split_words(text)], vocab_size - 256)
     return row(f"BPE training / bpe_reference, V {vocab_size}", ours, 1e3 * (time.perf_counter() - start), 0.01)
@@ -67,7 +67,7 @@ def encoding(size: int, vocab_size: int) -> Row:
     """Compare encoding; both remember words that they saw, also from one round to the next."""
     text = corpus(size)
     ours, other = ByteLevelBPE.train([text], vocab_size=vocab_size), theirs(text, vocab_size)
-    best = fastest({"ours": lambda: ours.encode(text), "theirs": lambda: other.encode(text)}, rounds=20)
+    best = quartile({"ours": lambda: ours.encode(text), "theirs": lambda: other.encode(text)}, rounds=20)
     return row(f"BPE encoding / tokenizers, {size} B, V {vocab_size}", best["ours"], best["theirs"], 1 / 0.95)
 
 

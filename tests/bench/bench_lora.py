@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llm_study.peft.base import adapter_state_dict, inject, unload
 from llm_study.peft.lora import LoRA, batched_lora
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 
 class Block(nn.Module):
@@ -60,7 +60,7 @@ def one_token(d: int, *, limit: float | None) -> list[Row]:
         "ours": partial(ours, x),
         "peft": partial(theirs, x),
     }
-    best = fastest(candidates, rounds=60 if d > 1000 else 300, warmup=10)
+    best = quartile(candidates, rounds=60 if d > 1000 else 300, warmup=10)
     rows = [row(f"LoRA r 8 at one token / peft, d {d}", best["ours"], best["peft"], 1.0)]
     if limit is not None:
         rows.append(row(f"LoRA r 8 at one token / the model alone, d {d}", best["ours"], best["base"], limit))
@@ -77,7 +77,7 @@ def injection() -> Row:
     def theirs() -> None:
         peft.get_peft_model(net, CONFIG()).unload()
 
-    best = fastest({"ours": ours, "peft": theirs}, rounds=5, warmup=1)
+    best = quartile({"ours": ours, "peft": theirs}, rounds=5, warmup=1)
     return row("inject into 200 layers and unload / peft", best["ours"], best["peft"], 1.0)
 
 
@@ -93,7 +93,7 @@ def batches() -> Row:
     def many_weights() -> Tensor:
         return torch.stack([F.linear(row, merged[i]) for row, i in zip(x, index.tolist(), strict=True)])
 
-    best = fastest({"ours": one_weight, "merged": many_weights}, rounds=100)
+    best = quartile({"ours": one_weight, "merged": many_weights}, rounds=100)
     return row("32 sequences, 8 adapters / 8 merged weights, d 1024", best["ours"], best["merged"], 0.5)
 
 

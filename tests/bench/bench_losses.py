@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llm_study.functional.losses import cross_entropy, linear_cross_entropy, token_logp
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 
 def selective_log_softmax(logits: Tensor, ids: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def measure_token_logp() -> list[Row]:
         "gather of log_softmax": lambda: logits.log_softmax(dim=-1).gather(-1, ids[..., None]),
     }
     with torch.inference_mode():
-        best = fastest(candidates, rounds=15)
+        best = quartile(candidates, rounds=15)
         report(candidates)
     ours = best.pop("token_logp")
     return [row(f"token_logp / {name}", ours, peer, 1.0) for name, peer in best.items()]
@@ -72,7 +72,7 @@ def measure_training() -> list[Row]:
         "linear_cross_entropy": lambda: torch.autograd.grad(linear_cross_entropy(*pair, targets), pair),
         "linear, F.cross_entropy": lambda: torch.autograd.grad(F.cross_entropy(x @ weight.T, targets), pair),
     }
-    best = fastest(candidates, rounds=6, warmup=1)
+    best = quartile(candidates, rounds=6, warmup=1)
     report(candidates)
     return [
         row("cross_entropy / F.cross_entropy", best["cross_entropy"], best["F.cross_entropy"], 1.0),

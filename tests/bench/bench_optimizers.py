@@ -8,7 +8,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llm_study.optim.first_order import AdamW
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 
 def parameters(d: int, layers: int, vocabulary: int, length: int) -> list[torch.nn.Parameter]:
@@ -28,7 +28,7 @@ def measure(d: int, layers: int, vocabulary: int) -> Row:
         "ours": AdamW(parameters(d, layers, vocabulary, 256)).step,
         "torch": torch.optim.AdamW(parameters(d, layers, vocabulary, 256)).step,
     }
-    best = fastest(candidates, rounds=15)
+    best = quartile(candidates, rounds=15)
     return row(f"AdamW / torch's AdamW, width {d}, {layers} layers", best["ours"], best["torch"], 1.0)
 
 

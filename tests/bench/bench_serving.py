@@ -12,7 +12,7 @@ from llm_study.generation import generate
 from llm_study.generation.serving import Request, Scheduler
 from llm_study.models.llama import LlamaForCausalLM
 from llm_study.nn.paged import BlockPool
-from tests.bench.timing import Row, fastest, row, show
+from tests.bench.timing import Row, quartile, row, show
 
 SIZES = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
 
@@ -55,7 +55,7 @@ def main() -> list[Row]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=8, max_position_embeddings=1024)).eval()
     todo, alike = requests(24), requests(12, shared=256)
-    best = fastest(
+    best = quartile(
         {
             "alone": lambda: one_after_the_other(model, todo),
             "together": lambda: together(model, todo),

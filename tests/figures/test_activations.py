@@ -1,17 +1,16 @@
 """The recorded comparison of plain and gated networks can be repeated from its beginning, and is fair."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.scripts import load
+
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD = json.loads((DOCS / "data/gated_ffn.json").read_text("utf-8"))
-SPEC = importlib.util.spec_from_file_location("record_gated_ffn", DOCS.parent / RECORD["script"])
-SCRIPT = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(SCRIPT)
+SCRIPT = load(DOCS.parent / RECORD["script"])
 NAMES = [*SCRIPT.PLAIN, *SCRIPT.GATED]
 
 

@@ -1,6 +1,5 @@
 """The record of times can be repeated, and the table of published models has the numbers of transformers."""
 
-import importlib.util
 import json
 import math
 import re
@@ -21,20 +20,18 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from tests.scripts import load
+
 ROOT = Path(__file__).parents[2]
 
 
-def load(name: str) -> ModuleType:
-    path = ROOT / "docs/figures" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"figures_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def figures(name: str) -> ModuleType:
+    return load(ROOT / "docs/figures" / f"{name}.py")
 
 
 def test_window_time_was_measured_on_the_functions_of_today() -> None:
     record = json.loads((ROOT / "docs/data/window_time.json").read_text("utf-8"))
-    script = load("record_window_time")
+    script = figures("record_window_time")
     assert (record["sizes"], record["lengths"]) == (script.SIZES, script.LENGTHS)
     for length, checksums in record["checksums"].items():
         outputs = script.outputs(int(length))
@@ -45,7 +42,7 @@ def test_window_time_was_measured_on_the_functions_of_today() -> None:
 
 
 def test_measuring_times_every_function() -> None:
-    script = load("record_window_time")
+    script = figures("record_window_time")
     times = script.measure(16)
     assert times.keys() == script.functions(16).keys()
     assert all(milliseconds >= 0 for milliseconds in times.values())
@@ -83,7 +80,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_of_the_table_are_the_configurations_of_transformers(name: str) -> None:
     expected = layers(CONFIGS[name])
-    drawn = load("attention_variants").MODELS
+    drawn = figures("attention_variants").MODELS
     assert name not in drawn or sorted(drawn[name]) == sorted(expected)
     size = 2 * sum(n * min(32768, window) for n, window in expected) / 2**30
     page = (ROOT / "docs/algorithms/attention_variants.rst").read_text("utf-8")
@@ -97,4 +94,4 @@ def test_rows_of_the_table_are_the_configurations_of_transformers(name: str) -> 
 def test_the_table_has_no_other_rows() -> None:
     page = (ROOT / "docs/algorithms/attention_variants.rst").read_text("utf-8")
     assert re.findall(r"\* - (.+)\n     - .+\n     - \d+\n     - [\d.]+ GiB\n", page) == list(CONFIGS)
-    assert load("attention_variants").MODELS.keys() <= CONFIGS.keys()
+    assert figures("attention_variants").MODELS.keys() <= CONFIGS.keys()

@@ -1,17 +1,16 @@
 """What the chapter on BPE says of this book's text is what was recorded, and the record can be made again."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import load
+
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD = json.loads((DOCS / "data/bpe.json").read_text("utf-8"))
 CHAPTER = (DOCS / "algorithms/bpe.rst").read_text("utf-8")
-SPEC = importlib.util.spec_from_file_location("record_bpe", DOCS / "figures/record_bpe.py")
-SCRIPT = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(SCRIPT)
+SCRIPT = load(DOCS / "figures/record_bpe.py")
 
 
 @pytest.mark.parametrize("part", ["zh", "en"])

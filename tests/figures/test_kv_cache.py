@@ -1,20 +1,18 @@
 """What the captions of the chapter on caches say about its figures is what the figures draw."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures_kv_cache", ROOT / "docs/figures/kv_cache.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "docs/figures/kv_cache.py")
 
 
 def test_errors_of_eviction_fall_and_knowing_the_future_is_best(figures: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """The history of the first chapter rests on references that exist, and its figures show what the data say."""
 
-import importlib.util
 import json
 import math
 import re
@@ -12,6 +11,7 @@ import torch
 from pybtex.database import parse_file
 
 from llm_study.core.roofline import parameters, published
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENTRIES = parse_file(str(DOCS / "references.bib")).entries
@@ -19,9 +19,7 @@ EVENTS = json.loads((DOCS / "data/timeline.json").read_text("utf-8"))["events"]
 GROWTH = json.loads((DOCS / "data/model_growth.json").read_text("utf-8"))
 CHAPTER = (DOCS / "general/lm_basics.rst").read_text("utf-8")
 ROWS = [*EVENTS, *GROWTH["models"], *GROWTH["devices"], *GROWTH["runs"]]
-SPEC = importlib.util.spec_from_file_location("lm_basics_figures", DOCS / "figures/lm_basics.py")
-FIGURES = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(FIGURES)
+FIGURES = load(DOCS / "figures/lm_basics.py")
 
 
 def disagreement(row: dict, entries: dict) -> str | None:

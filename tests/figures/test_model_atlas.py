@@ -1,7 +1,6 @@
 """The models of the atlas: chapter and figures have the same, and each is as large as it is published to be."""
 
 import doctest
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from llm_study.core.config import config_from_dict
 from llm_study.models.auto import model_class
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = json.loads((DOCS / "data/model_atlas.json").read_text("utf-8"))["models"]
@@ -25,11 +25,7 @@ PUBLISHED = {
     "Gemma 2 2B": 2_614_341_888,
     "Gemma 3 1B": 999_885_952,
 }
-SPEC = importlib.util.spec_from_file_location("model_atlas_figures", DOCS / "figures/model_atlas.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-figures = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(figures)
+figures = load(DOCS / "figures/model_atlas.py")
 
 
 def test_the_chapter_and_its_figures_have_the_same_models():

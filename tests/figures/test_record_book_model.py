@@ -1,29 +1,20 @@
 """The recorded model of this book: its text, its beginning, and the n-gram models beside it can be repeated."""
 
 import hashlib
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from llm_study.training.pretrain import PretrainConfig, Pretraining
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD: dict[str, Any] = json.loads((DOCS / "data/book_model.json").read_text("utf-8"))
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 SCRIPT = load(DOCS.parent / RECORD["script"])

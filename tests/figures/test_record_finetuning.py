@@ -1,27 +1,17 @@
 """The recorded comparison of methods of fine-tuning: its beginning can be repeated, and the page says what it found."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from llm_study.alignment.finetune import METHODS
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD: dict[str, Any] = json.loads((DOCS / "data/finetuning.json").read_text("utf-8"))
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 SCRIPT = load(DOCS.parent / RECORD["script"])

@@ -1,12 +1,13 @@
 """Recorded runs say how they were made, and their beginning can be repeated."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = {"model_atlas", "model_growth", "timeline"}
@@ -15,11 +16,7 @@ RECORDS = sorted(path for path in (DOCS / "data").glob("*.json") if path.stem no
 
 
 def script_of(record: dict) -> ModuleType:
-    path = DOCS.parent / record["script"]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(DOCS.parent / record["script"])
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -1,17 +1,16 @@
 """The times on the cards of the landing page are those of the chapters of today."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import roadmap
 
+from tests.scripts import load
+
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD = json.loads((DOCS / roadmap.TIMES).read_text("utf-8"))
-spec = importlib.util.spec_from_file_location("record_running_time", DOCS.parent / RECORD["script"])
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+script = load(DOCS.parent / RECORD["script"])
 
 
 def test_every_chapter_that_is_written_was_measured():

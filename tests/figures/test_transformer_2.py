@@ -1,6 +1,5 @@
 """The recorded training can be repeated, and the figures show what the chapter says of them."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,15 +7,13 @@ from types import ModuleType
 import pytest
 
 from llm_study.nn.block import PostNormResidual, PreNormResidual
+from tests.scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / "figures" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(DOCS / "figures" / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

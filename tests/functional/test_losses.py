@@ -371,12 +371,12 @@ def test_linear_cross_entropy_never_holds_all_logits() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_linear_cross_entropy_holds_two_copies_of_a_chunk(training: bool) -> None:
+def test_linear_cross_entropy_holds_one_copy_of_a_chunk(training: bool) -> None:
     N, D, V, chunk = 256, 8, 2000, 64
     x, w = (torch.randn(n, D, requires_grad=training) for n in (N, V))
     y = torch.randint(V, (N,))
     gradients = training * (N * D + V * D)
-    most = 4 * (gradients + N * D + 2 * chunk * V + 8 * N)  # bytes: gradients, rows that count, chunk, ids and masks
+    most = 4 * (gradients + N * D + chunk * V + 10 * N)  # bytes: gradients, rows that count, chunk, ids and masks
     assert peak_mib(lambda: L.linear_cross_entropy(x, w, y, chunk=chunk)) * 2**20 <= most
 
 

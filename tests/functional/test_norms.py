@@ -285,3 +285,13 @@ def test_bad_bias_gradient_and_alpha() -> None:
             backward(x, weight, weight)
     with pytest.raises(ValueError, match=r"number of elements of alpha is 4.*1"):
         N.dynamic_tanh(x, weight)
+
+
+@given(case=cases())
+@law
+def test_rms_norm_is_its_definition_without_gradients_too(case: Case) -> None:
+    normal, weight = by_hand(case.x, case.eps, center=False), case.weight.clone()
+    with torch.no_grad():
+        assert close(N.rms_norm(case.x, case.weight, eps=case.eps), weight * normal)
+        assert close(N.rms_norm(case.x, eps=case.eps), normal)
+    assert torch.equal(case.weight, weight)

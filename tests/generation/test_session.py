@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llm_study.generation.session import Session, end_ids, follow
+from llm_study.nn.layout import lay_out_for_decoding
 from tests.generation.tiny import model, prompts
 
 every_family = pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
@@ -43,6 +44,20 @@ def test_rows_go_on_from_others(family: str) -> None:
     for i, row in enumerate(rows):
         whole = torch.cat([text[row, :5][mask[row].sum().neg() + 4 :], text[i, 5:]])
         assert torch.allclose(found[i], lm(whole[None])[0, -1], rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_is_one_pass_with_hooks_and_after_laying_out() -> None:
+    lm, text, seen = model("llama"), prompts(2, 8), []
+    before = lm(text)[:, 2:]
+    lay_out_for_decoding(lm)
+    hook = lm.model.layers[1].mlp.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    for _ in range(2):
+        session = Session(lm, text[:, :3], room=5)
+        found = [session(), *(session(tokens) for tokens in text[:, 3:].T)]
+        assert torch.allclose(torch.stack(found, dim=1), before, rtol=1e-10, atol=1e-10)
+        hook.remove()
+    assert seen == [3, 1, 1, 1, 1, 1]
 
 
 def test_copies_stand_one_after_the_other() -> None:

@@ -31,7 +31,9 @@ from llm_study.models.llama import (
     Qwen3ForCausalLM,
 )
 from llm_study.nn.basic import GemmaRMSNorm, RMSNorm
+from llm_study.nn.binding import bind
 from llm_study.nn.cache import KVCache
+from llm_study.nn.layout import lay_out_for_decoding
 
 V, W = 29, 4
 SIZES: dict[str, Any] = {
@@ -92,6 +94,25 @@ def near(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
 
 
 # --- laws
+
+
+@every_family
+@pytest.mark.parametrize("laid_out", [False, True])
+@torch.no_grad()
+def test_a_bound_model_computes_the_same(family: str, laid_out: bool) -> None:
+    model, ids = model_of(family).eval(), random_ids(2, 9)
+    plain = model(ids)
+    if laid_out:
+        lay_out_for_decoding(model)
+    function, real = bind(model), torch.ones(2, 9, dtype=torch.bool)
+    real[0, :3] = False
+    assert near(function(ids), plain)
+    assert near(function(ids, mask=real, logits_to_keep=2), model(ids, mask=real)[:, -2:])
+    cache = KVCache(model.config, 2, 9, dtype=torch.float64)
+    steps = [function(ids[:, i : i + 1], cache=cache) for i in range(9)]
+    assert near(torch.cat(steps, dim=1), plain)
+    with pytest.raises(ValueError, match="ids has 99"):
+        function(torch.tensor([[99]]))
 
 
 @every_family

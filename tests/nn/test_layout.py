@@ -17,7 +17,7 @@ from llm_study.models.auto import from_pretrained
 from llm_study.models.gpt2 import GPT2ForCausalLM
 from llm_study.models.llama import LlamaForCausalLM, Qwen2ForCausalLM
 from llm_study.nn.attention import MultiHeadAttention
-from llm_study.nn.basic import RMSNorm
+from llm_study.nn.basic import GatedFeedForward, RMSNorm
 from llm_study.nn.layout import lay_out_for_decoding
 from llm_study.peft.base import inject, merge, trainable, unload, unmerge
 from llm_study.peft.lora import LoRA
@@ -63,7 +63,7 @@ def test_parameters_logits_and_gradients_stay(which: int) -> None:
     assert torch.equal(generate(laid, ids, max_new_tokens=8), generate(plain, ids, max_new_tokens=8))
 
 
-def test_layers_that_widen_lie_column_by_column_and_the_three_side_by_side() -> None:
+def test_layers_that_widen_lie_column_by_column_and_those_of_one_input_side_by_side() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
     lay_out_for_decoding(model)
     layer = model.model.layers[0]
@@ -71,7 +71,9 @@ def test_layers_that_widen_lie_column_by_column_and_the_three_side_by_side() -> 
     assert q.stride() == k.stride() == v.stride() == (1, 32 + 16 + 16)
     assert [x.data_ptr() - q.data_ptr() for x in (k, v)] == [4 * 32, 4 * 48]
     assert layer.self_attn.o_proj.weight.stride() == (1, 32)  # a square
-    assert layer.mlp.up_proj.weight.stride() == (1, 64)
+    gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+    assert gate.stride() == up.stride() == (1, 2 * 64)
+    assert up.data_ptr() - gate.data_ptr() == 4 * 64
     assert layer.mlp.down_proj.weight.stride() == (64, 1)  # it narrows
     assert model.lm_head.weight.stride() == (1, 97)
     before = [p.data_ptr() for p in model.parameters()]
@@ -110,6 +112,24 @@ def test_one_product_stands_for_three_only_where_nothing_is_trained() -> None:
         assert products(layer, x, x.clone()) == 4  # keys and values of another sequence
     with torch.inference_mode():
         assert products(layer, x) == 2
+
+
+def test_one_product_stands_for_gates_and_what_they_gate() -> None:
+    layer = scattered(GatedFeedForward(8, 12, activation=F.silu, bias=True))
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    expected = layer(x)
+    lay_out_for_decoding(layer)
+    assert products(layer, x) == 3
+    with torch.no_grad():
+        assert products(layer, x) == 2
+        assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
+        layer.up_proj.weight.mul_(2)
+        layer.gate_proj.bias = nn.Parameter(torch.randn_like(layer.gate_proj.bias))
+        assert products(layer, x) == 3
+        twin = copy.deepcopy(layer)
+        lay_out_for_decoding(twin)
+        assert (products(twin, x), products(copy.deepcopy(twin), x)) == (2, 3)
+        assert torch.allclose(twin(x), layer(x), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

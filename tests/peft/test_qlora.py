@@ -196,6 +196,16 @@ def test_merged_is_unmerged_and_unmerging_restores_every_bit(method: Method) -> 
 
 
 @every
+def test_the_mode_of_the_layer_is_kept_and_moving_while_merged_too(method: Method) -> None:
+    model = inject(net().eval(), method, TARGETS)
+    assert not any(module.training for module in model.modules() if type(module) is QuantizedLinear)
+    assert not any(adapter.base_layer.training for adapter in adapters(merge(model)).values())
+    unmerge(merge(unmerge(model)).float())
+    assert {adapter.base_layer.weight.dtype for adapter in adapters(model).values()} == {torch.float32}
+    assert model(X.float()).dtype == torch.float32
+
+
+@every
 def test_unloading_leaves_plain_layers_when_merged(method: Method) -> None:
     model = adapted(method)
     y = model(X)
@@ -241,6 +251,15 @@ def test_saved_and_loaded_is_equal(method: Method, tmp_path: Path) -> None:
     again = load_adapter(again, tmp_path)
     assert torch.equal(again(X), model(X))
     assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("cls", [QLoRA, LoftQ])
+def test_dropout_is_that_of_the_method_and_of_its_file(cls: type[QLoRA], tmp_path: Path) -> None:
+    model = adapted(cls(rank=3, lora_dropout=0.25))
+    assert [adapter.dropout for adapter in adapters(model).values()] == [0.25, 0.25]
+    save_adapter(model, tmp_path)
+    again = load_adapter(net(), tmp_path)
+    assert [adapter.dropout for adapter in adapters(again).values()] == [0.25, 0.25]
 
 
 def test_a_file_of_qlora_is_one_of_lora_and_loads_onto_any_base(tmp_path: Path) -> None:
@@ -371,3 +390,12 @@ def test_bad_settings_and_targets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="asks for loftq_bits = 8, expected 4"):
         load_adapter(net(), tmp_path)
+
+
+@pytest.mark.parametrize("method", [QLoRA(rank=2), LoftQ(rank=2)], ids=str)
+def test_a_layer_in_half_precision_makes_weights_of_its_own_dtype(method: Method) -> None:
+    model = inject(nn.Sequential(nn.Linear(64, 64)).bfloat16(), method, ["0"])
+    assert model[0].base_layer.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    assert model(torch.ones(1, 64).bfloat16()).dtype == torch.bfloat16
+    assert merge(model)[0].base_layer.weight.dtype == torch.bfloat16

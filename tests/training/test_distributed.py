@@ -1,6 +1,5 @@
 """Two processes train to the losses of one, each with all parameters (DDP) or with pieces of them (FSDP2)."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,14 +11,11 @@ import pytest
 import torch
 
 from llm_study.training.distributed import World, connect, gather, in_pieces, rows, sums, whole
+from tests.scripts import load
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SPEC = importlib.util.spec_from_file_location("two_processes", HERE / "two_processes.py")
-assert SPEC
-assert SPEC.loader
-TWO = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(TWO)
+TWO = load(HERE / "two_processes.py")
 
 
 def torchrun(*arguments: object) -> None:
