@@ -6,7 +6,7 @@ once for a call and hands it to each layer. Names of modules are those of Huggin
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -238,7 +238,7 @@ class Decoder(nn.Module):
 
     def _rotary(self, rope: Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, ``(T, Dh / 2)`` or ``(B, 1, T, Dh / 2)``."""
-        frequencies = _frequencies(rope, self.d_head, positions.device)
+        frequencies = rotary_frequencies(rope, self.d_head, device=positions.device)
         cos, sin = self.cos_sin(positions, frequencies, dtype=dtype)
         return (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
 
@@ -552,13 +552,6 @@ def rotary_frequencies(rope: Rope, d_head: int, *, device: torch.device | str | 
     """
     numbers = {name: value for name, value in rope.to_dict().items() if name not in ("rope_theta", "rope_type")}
     return _SCALINGS[rope.rope_type](rope_frequencies(d_head, base=rope.rope_theta, device=device), **numbers)
-
-
-@cache
-def _frequencies(rope: Rope, d_head: int, device: torch.device) -> Tensor:
-    """Return the frequencies, made once and kept: every token asks for them."""
-    with torch.inference_mode(mode=False):  # they outlast the call that asks first
-        return rotary_frequencies(rope, d_head, device=device)
 
 
 def _check_positions(ids: Tensor, positions: Tensor | None) -> None:
