@@ -275,16 +275,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
     .. math:: \tfrac12\,x\,\Bigl(1 + \tanh\bigl[\sqrt{2/\pi}\,(x + 0.044715\,x^3)\bigr]\Bigr)
 
     It is a different function from :func:`gelu`, if only by less than 0.0005: use the one that the model was trained
-    with. With :math:`u` for the argument of the tanh it is :math:`x\,\sigma(2u)`, which is how it is computed where a
-    gradient is wanted on a CPU: the sigmoid is kept, and the way back needs no other.
+    with.
 
     Args:
         x: ``(…)`` any shape.
 
     Returns:
         ``(…)``, the shape and dtype of ``x``.
-
-    Cost: in training on a CPU, two tensors of the size of ``x`` are kept; elsewhere it is one.
 
     References:
         Hendrycks and Gimpel (2016), arXiv:1606.08415, section 2.
@@ -293,9 +290,6 @@ def gelu_tanh(x: Tensor) -> Tensor:
         >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.1588,  0.0000,  0.8412])
     """
-    if x.requires_grad and x.is_cpu and x.dtype in (torch.float32, torch.float64) and torch.is_grad_enabled():
-        apply: Callable[[Tensor], tuple[Tensor, Tensor]] = _GeluTanh.apply
-        return apply(x)[0]
     return F.gelu(x, approximate="tanh")
 
 
@@ -922,46 +916,6 @@ class _RecomputedSwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return swiglu_backward(gate, up, grad_out)
-
-
-class _GeluTanh(torch.autograd.Function):
-    """GELU with tanh as x times a sigmoid, which is kept for the slope."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        gate = _rising(x, 2, 2 * TANH_CUBIC).sigmoid_()
-        return x * gate, gate
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], output[1])
-        ctx.save_for_forward(inputs[0], output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        x, gate = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: all of it in operations that autograd records
-            return gelu_tanh_backward(x, grad)
-        return _gelu_tanh_slope(x, gate).mul_(grad)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
-        return _gelu_tanh_slope(*ctx.saved_tensors) * tangent, None
-
-
-def _gelu_tanh_slope(x: Tensor, gate: Tensor) -> Tensor:
-    """Return the derivative of x σ(2u), which is σ + x σ (1 - σ) 2u', where gate is σ."""
-    slope = _rising(x, 2, 6 * TANH_CUBIC)  # 2u' x
-    return slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate)
-
-
-def _rising(x: Tensor, a: float, b: float) -> Tensor:
-    """Return (a x + b x³) √(2/π)."""
-    rate = math.sqrt(2 / math.pi)
-    return torch.addcmul(x.new_full((), a * rate), x, x, value=b * rate).mul_(x)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

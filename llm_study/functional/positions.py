@@ -291,7 +291,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
         for name, table in (("cos", cos), ("sin", sin)):
             check_broadcastable(name, table.shape, half, hint="for positions (B, T) pass cos[:, None] and sin[:, None]")
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    pair = (torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin))
+    pair = (a * cos - b * sin, b * cos + a * sin)
     out = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     return out if out.dtype == x.dtype else out.to(x.dtype)
 

@@ -251,7 +251,7 @@ class CausalLM(PretrainedModel):
         """Return the model for :func:`llm_study.nn.binding.bind`.
 
         Returns:
-            A function with the arguments of :meth:`forward`.
+            ``(B, T) → (B, T, V)``, with the arguments of :meth:`forward`.
         """
         return partial(self._answer, bind(self.body))
 

@@ -192,7 +192,7 @@ class Decoder(nn.Module):
         """Return the decoder for :func:`llm_study.nn.binding.bind`.
 
         Returns:
-            A function with the arguments of :meth:`forward`.
+            ``(B, T) → (B, T, D)``, with the arguments of :meth:`forward`.
         """
         return partial(self._run, bind(self.embed_tokens), [bind(layer) for layer in self.layers], bind(self.norm))
 

@@ -22,7 +22,7 @@ class Bindable(Protocol):
         """Return a function that computes what the module computes now.
 
         Returns:
-            A function with the arguments of ``forward``; or the module itself, where it cannot be bound.
+            ``(…) → (…)``, with the arguments of ``forward``; the module itself, where it cannot be bound.
         """
 
 
@@ -38,7 +38,7 @@ def bind(module: nn.Module) -> Callable[..., Tensor]:
         module: any module.
 
     Returns:
-        A function with the arguments of ``module.forward``.
+        ``(…) → (…)``, with the arguments of ``module.forward``.
 
     Example:
         >>> import torch

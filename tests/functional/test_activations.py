@@ -289,26 +289,3 @@ def test_a_limit_that_is_not_positive_is_refused(limit: float) -> None:
 def test_a_far_limit_leaves_the_gate_as_it_is() -> None:
     gate, up = torch.randn(2, 50, dtype=torch.float64)
     torch.testing.assert_close(A.clamped_swiglu(gate, up - 1, beta=1.0, limit=1e6), A.swiglu(gate, up))
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
-def test_gelu_tanh_has_the_derivatives_of_its_formula_in_every_mode(scale: float) -> None:
-    x = (scale * torch.randn(20, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(A.gelu_tanh, (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(A.gelu_tanh, (x,))
-    z = x.detach()
-    each = torch.func.vmap(torch.func.grad(A.gelu_tanh))(z)
-    assert torch.allclose(each, A.gelu_tanh_backward(z, torch.ones_like(z)))
-    assert torch.allclose(A.gelu_tanh(x), A.gelu_tanh_reference(z), rtol=0, atol=1e-14)
-    wide = x.reshape(4, 5).T  # another order in memory
-    assert torch.equal(A.gelu_tanh(wide), A.gelu_tanh(x).reshape(4, 5).T)
-
-
-def test_gelu_tanh_far_out_with_gradients() -> None:
-    x = torch.tensor([-1e6, -30.0, -10.0, 30.0, 1e6], requires_grad=True)
-    y = A.gelu_tanh(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    assert y.tolist()[3:] == [30.0, 1e6]
-    assert slope.tolist()[3:] == [1.0, 1.0]
-    assert (y[:3].abs() < 1e-30).all()
-    assert (slope[:3].abs() < 1e-30).all()
