@@ -218,7 +218,9 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
     if x.dtype == wide:
         if weight is not None and weight.dtype != wide:  # even a cast that does nothing takes its microsecond
             weight = weight.to(wide)
-        return F.rms_norm(x, width, weight, eps) if torch.is_grad_enabled() else _rms_norm_without_grad(x, weight, eps)
+        if torch.is_grad_enabled() or not x.is_cpu:
+            return F.rms_norm(x, width, weight, eps)
+        return _rms_norm_on_cpu(x, weight, eps)
     y = F.rms_norm(x.to(wide), width, None, eps).to(x.dtype)
     return y if weight is None else (weight * y).to(x.dtype)
 
@@ -382,8 +384,8 @@ def _normalized(x: Tensor, eps: float) -> Tensor:
     return z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + eps)
 
 
-def _rms_norm_without_grad(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Return the normalized and scaled x by half as many operations as F.rms_norm takes on a CPU."""
+def _rms_norm_on_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Return the normalized and scaled x by half as many operations as F.rms_norm takes there, without gradients."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     y = x * torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1]).rsqrt_()
     return y if weight is None else y.mul_(weight)

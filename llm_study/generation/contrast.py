@@ -270,8 +270,7 @@ def dola_decode(
         raise ValueError(f"layers has {wrong[0]}, expected 1 to {len(model.layers) - 1}: the model has one more")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected more than 0, and at most 1")
-    session = Session(model, ids, room=max_new_tokens, mask=mask, bound=False)  # hooks come and go
-    early = [model.layers[n - 1] for n in sorted(layers)]
+    session, early = Session(model, ids, room=max_new_tokens, mask=mask), [model.layers[n - 1] for n in sorted(layers)]
 
     def source(new: Tensor | None) -> Tensor:
         with outputs_of(early) as found:
@@ -345,7 +344,7 @@ class _Search:
         self, model: LayeredModel, ids: Tensor, *, room: int, top_k: int, alpha: float, mask: Tensor | None
     ) -> None:
         self.model, self.top_k, self.alpha = model, top_k, alpha
-        self.session = Session(model, ids, room=room, mask=mask, copies=top_k, bound=False)  # hooks come and go
+        self.session = Session(model, ids, room=room, mask=mask, copies=top_k)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         self.real = torch.cat([real, real.new_ones(len(ids), room)], dim=1)  # (B, T + room)
         self.first = torch.arange(len(ids), device=ids.device) * top_k  # (B,) first row of each prompt

@@ -57,7 +57,9 @@ class Session:
     """A model, a cache with what it has read, and the positions that come next.
 
     Called without an argument it reads the prompt; called with one token for each sequence it reads these. Either
-    way it returns the logits of the token after the last one.
+    way it returns the logits of the token after the last one. The first of these binds the model
+    (:func:`llm_study.nn.binding.bind`): its parts are not to be replaced, moved, or given hooks where none are then,
+    before the text ends.
 
     Args:
         model: the model.
@@ -66,8 +68,6 @@ class Session:
         mask: ``(B, T)`` boolean, True where a token of the prompt is real; padding stands on the left. Positions are
             counted without it. Default: all are real.
         copies: how many rows each prompt gets, one after the other, for searches that go on from it in several ways.
-        bound: whether the model is bound (:func:`llm_study.nn.binding.bind`) when the session is made, which is faster.
-            Its parts are then not to be replaced, moved or given hooks before the text ends.
 
     Attributes:
         cache: keys and values of all tokens that were read.
@@ -87,17 +87,10 @@ class Session:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        prompt: Tensor,
-        *,
-        room: int,
-        mask: Tensor | None = None,
-        copies: int = 1,
-        bound: bool = True,
+        self, model: LanguageModel, prompt: Tensor, *, room: int, mask: Tensor | None = None, copies: int = 1
     ) -> None:
         self.model = model
-        self._step = bind(model) if bound and isinstance(model, nn.Module) else model  # for one token after the other
+        self._step: Callable[..., Tensor] | None = None  # the model, bound
         mask = None if mask is None or bool(mask.all()) else mask
         self._prompt = prompt.repeat_interleave(copies, dim=0)
         self._mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
@@ -120,6 +113,8 @@ class Session:
             positions = None if self._mask is None else (self._mask.cumsum(-1) - 1).clamp(min=0)
             logits = self.model(self._prompt, mask=self._mask, positions=positions, cache=self.cache, logits_to_keep=1)
         else:
+            if self._step is None:
+                self._step = bind(self.model) if isinstance(self.model, nn.Module) else self.model
             logits = self._step(tokens[:, None], positions=self._next, cache=self.cache, logits_to_keep=1)
             self._next = None if self._next is None else self._next + 1
         return logits[:, -1]

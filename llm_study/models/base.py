@@ -5,9 +5,8 @@ What all decoders share comes on top: from ids, with a cache or without, to logi
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from llm_study.core.config import ModelConfig
 from llm_study.core.hub import save_folder
 from llm_study.models._common import check_kept
-from llm_study.nn.binding import bind
 from llm_study.nn.cache import Cache
 
 __all__ = ["PretrainedModel", "CausalLM"]
@@ -200,6 +198,7 @@ class CausalLM(PretrainedModel):
         (True, torch.Size([1, 1, 97]))
     """
 
+    bindable = True
     lm_head: nn.Linear
 
     @property
@@ -245,22 +244,9 @@ class CausalLM(PretrainedModel):
                 is given with a cache, a position is beyond those that the model has learned, the tokens do not fit into
                 the cache, or ``logits_to_keep`` is not 1 to ``T``.
         """
-        return self._answer(self.body, ids, logits_to_keep=logits_to_keep, mask=mask, positions=positions, cache=cache)
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return the model for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(B, T) → (B, T, V)``, with the arguments of :meth:`forward`.
-        """
-        return partial(self._answer, bind(self.body))
-
-    def _answer(
-        self, body: Callable[..., Tensor], ids: Tensor, *, logits_to_keep: int | None = None, **how: Any
-    ) -> Tensor:
         self.check_ids(ids)
         check_kept(logits_to_keep, ids)
-        hidden = body(ids, **how)
+        hidden = self.body(ids, mask=mask, positions=positions, cache=cache)
         return self.head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def head(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ layers differ, how far back they look and how they rotate positions, is not buil
 once for a call and hands it to each layer. Names of modules are those of Hugging Face, so that a checkpoint fits as is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from llm_study.models._common import check_mask, draw, seen
 from llm_study.models.base import CausalLM
 from llm_study.nn.attention import MultiHeadAttention
 from llm_study.nn.basic import GatedFeedForward
-from llm_study.nn.binding import bind
 from llm_study.nn.cache import Cache
 
 __all__ = [
@@ -35,8 +34,6 @@ __all__ = [
     "rotary_frequencies",
 ]
 
-
-Part = Callable[..., Tensor]  # a module, or a function that it is bound to
 
 # --- the skeleton
 
@@ -139,6 +136,8 @@ class Decoder(nn.Module):
         torch.Size([1, 3, 32])
     """
 
+    bindable = True
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -157,9 +156,7 @@ class Decoder(nn.Module):
         self.norm = norm
         self.d_head = config.head_dim
         self.windows = [config.window(i) for i in range(count)]
-        ropes = [config.rope(i) for i in range(count)]
-        self.ropes = list(dict.fromkeys(ropes))  # each kind once
-        self.kinds = [self.ropes.index(rope) for rope in ropes]  # which of them a layer has
+        self.ropes = [config.rope(i) for i in range(count)]
         self.attend, self.causal, self.cos_sin = attend, causal, cos_sin
 
     def forward(
@@ -186,39 +183,19 @@ class Decoder(nn.Module):
             ValueError: if ``mask`` or ``positions`` has a shape that does not fit ``ids``, the mask is not boolean, or
                 the tokens do not fit into the cache.
         """
-        return self._run(self.embed_tokens, self.layers, self.norm, ids, mask=mask, positions=positions, cache=cache)
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return the decoder for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(B, T) → (B, T, D)``, with the arguments of :meth:`forward`.
-        """
-        return partial(self._run, bind(self.embed_tokens), [bind(layer) for layer in self.layers], bind(self.norm))
-
-    def _run(
-        self,
-        embed: Part,
-        layers: Iterable[Part],
-        norm: Part,
-        ids: Tensor,
-        *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
         if mask is not None:
             check_mask(mask, ids, cached=cache is not None)
         _check_positions(ids, positions)
         counted = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.begin(ids, mask)
-        x = embed(ids)  # (B, T, D)
+        x = self.embed_tokens(ids)  # (B, T, D)
         positions = counted if positions is None else positions
-        rotary = [self._rotary(rope, positions, x.dtype) for rope in self.ropes]
-        for layer, kind, attend in zip(layers, self.kinds, self._ways(ids, mask, cache), strict=True):
-            x = layer(x, rotary=rotary[kind], attend=attend)
+        rotary = {rope: self._rotary(rope, positions, x.dtype) for rope in set(self.ropes)}
+        for layer, rope, attend in zip(self.layers, self.ropes, self._ways(ids, mask, cache), strict=True):
+            x = layer(x, rotary=rotary[rope], attend=attend)
         if cache is not None:
             cache.end()
-        return norm(x)
+        y: Tensor = self.norm(x)
+        return y
 
     def _ways(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> list[Callable[..., Tensor]]:
         """Return for each layer how it attends."""
@@ -285,6 +262,8 @@ class PreNormLayer(nn.Module):
         tensor([[[4., 4.]]])
     """
 
+    bindable = True
+
     def __init__(self, self_attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
@@ -300,21 +279,9 @@ class PreNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        return _pre_norm(self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp, x, **how)
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return the layer for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(x, **how) → (B, T, D)``.
-        """
-        return partial(
-            _pre_norm,
-            bind(self.input_layernorm),
-            bind(self.self_attn),
-            bind(self.post_attention_layernorm),
-            bind(self.mlp),
-        )
+        x = x + self.self_attn(self.input_layernorm(x), **how)
+        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return y
 
 
 class PostNormLayer(nn.Module):
@@ -347,6 +314,8 @@ class PostNormLayer(nn.Module):
         tensor([[[4., 4.]]])
     """
 
+    bindable = True
+
     def __init__(self, self_attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
@@ -362,23 +331,9 @@ class PostNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        return _post_norm(
-            self.self_attn, self.post_attention_layernorm, self.mlp, self.post_feedforward_layernorm, x, **how
-        )
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return the layer for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(x, **how) → (B, T, D)``.
-        """
-        return partial(
-            _post_norm,
-            bind(self.self_attn),
-            bind(self.post_attention_layernorm),
-            bind(self.mlp),
-            bind(self.post_feedforward_layernorm),
-        )
+        x = x + self.post_attention_layernorm(self.self_attn(x, **how))
+        y: Tensor = x + self.post_feedforward_layernorm(self.mlp(x))
+        return y
 
 
 class SandwichNormLayer(nn.Module):
@@ -411,6 +366,8 @@ class SandwichNormLayer(nn.Module):
         tensor([[[4., 4.]]])
     """
 
+    bindable = True
+
     def __init__(self, self_attn: nn.Module, mlp: nn.Module, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
@@ -427,49 +384,9 @@ class SandwichNormLayer(nn.Module):
         Returns:
             ``(B, T, D)`` output.
         """
-        return _sandwich_norm(
-            self.input_layernorm,
-            self.self_attn,
-            self.post_attention_layernorm,
-            self.pre_feedforward_layernorm,
-            self.mlp,
-            self.post_feedforward_layernorm,
-            x,
-            **how,
-        )
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return the layer for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(x, **how) → (B, T, D)``.
-        """
-        return partial(
-            _sandwich_norm,
-            bind(self.input_layernorm),
-            bind(self.self_attn),
-            bind(self.post_attention_layernorm),
-            bind(self.pre_feedforward_layernorm),
-            bind(self.mlp),
-            bind(self.post_feedforward_layernorm),
-        )
-
-
-def _pre_norm(norm_1: Part, attn: Part, norm_2: Part, mlp: Part, x: Tensor, **how: Any) -> Tensor:
-    x = x + attn(norm_1(x), **how)
-    return x + mlp(norm_2(x))
-
-
-def _post_norm(attn: Part, norm_1: Part, mlp: Part, norm_2: Part, x: Tensor, **how: Any) -> Tensor:
-    x = x + norm_1(attn(x, **how))
-    return x + norm_2(mlp(x))
-
-
-def _sandwich_norm(
-    norm_1: Part, attn: Part, norm_2: Part, norm_3: Part, mlp: Part, norm_4: Part, x: Tensor, **how: Any
-) -> Tensor:
-    x = x + norm_2(attn(norm_1(x), **how))
-    return x + norm_4(mlp(norm_3(x)))
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), **how))
+        y: Tensor = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return y
 
 
 # --- parts, in the sizes of a configuration

@@ -117,10 +117,12 @@ class GPT2ForCausalLM(CausalLM):
 class _Body(nn.Module):
     """Embeddings, blocks and the last norm."""
 
+    bindable = True
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wpe, self.n_positions = nn.Embedding(config.n_positions, config.n_embd), config.n_positions
         self.drop, self.dropout = nn.Dropout(config.embd_pdrop), config.attn_pdrop
         self.h = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -139,7 +141,7 @@ class _Body(nn.Module):
             check_mask(mask, ids, cached=cache is not None)
         counted = torch.arange(length, device=ids.device) if cache is None else cache.begin(ids, mask)
         positions = counted if positions is None else positions
-        check_indices("positions", positions, ids, "n_positions", self.wpe.num_embeddings)
+        check_indices("positions", positions, ids, "n_positions", self.n_positions)
         if mask is not None:
             mask = causal_mask(length, device=ids.device) & seen(mask)  # (B, 1, T, T)
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, D)
@@ -154,6 +156,8 @@ class _Body(nn.Module):
 
 class _Block(nn.Module):
     """Attention and a feed-forward part, each with a norm before it and a residual sum after it."""
+
+    bindable = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -171,6 +175,8 @@ class _Block(nn.Module):
 class _Attention(nn.Module):
     """Multi-head causal attention whose queries, keys and values come from one projection."""
 
+    bindable = True
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_heads = config.n_head
@@ -186,6 +192,8 @@ class _Attention(nn.Module):
 
 class _FeedForward(nn.Module):
     """Two linear layers with an activation between them."""
+
+    bindable = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

@@ -1,8 +1,5 @@
 """Linear layers that read the same input, kept in one matrix, so that decoding reads them by one product."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,12 +45,9 @@ class SideBySide:
             return None
         return F.linear(x, *self._whole)
 
-    def bind(self, owner: nn.Module) -> Callable[[Tensor], Tensor] | None:
-        """Return what the layers make of an input for as long as they lie here; None if they do not."""
-        if not self._holds(self._parameters(owner)):
-            return None
-        weight, bias = self._whole[0], self._whole[1] if len(self._whole) > 1 else None
-        return partial(F.linear, weight=weight, bias=bias)
+    def settled(self, owner: nn.Module) -> "SideBySide":
+        """Return one that looks no more whether the layers lie here, if they do now."""
+        return _Settled(self._whole) if self._holds(self._parameters(owner)) else self
 
     def _holds(self, parameters: list[Tensor]) -> bool:
         return bool(self._places) and [p.data_ptr() for p in parameters] == self._places
@@ -68,3 +62,14 @@ class SideBySide:
             weights.append(layer._parameters["weight"])
             biases.append(layer._parameters["bias"])
         return [p for p in (*weights, *biases) if p is not None]
+
+
+class _Settled(SideBySide):
+    """The matrix of layers that stay where they are."""
+
+    def __init__(self, whole: list[Tensor]) -> None:
+        self._whole = whole
+
+    def product(self, owner: nn.Module, x: Tensor) -> Tensor:
+        """Return ``(…, sum of outputs)``, what the layers make of ``x``."""
+        return F.linear(x, *self._whole)

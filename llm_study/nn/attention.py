@@ -14,7 +14,6 @@ from llm_study.core.checks import check_at_least, check_divides, check_equal, ch
 from llm_study.functional.attention import attention, merge_heads, split_heads
 from llm_study.functional.positions import apply_rope
 from llm_study.nn._side_by_side import SideBySide
-from llm_study.nn.binding import bind
 
 __all__ = ["MultiHeadAttention"]
 
@@ -70,6 +69,8 @@ class MultiHeadAttention(nn.Module):
         >>> sum(p.numel() for p in layer.parameters())  # (8 + 4 + 4 + 8) * 8
         192
     """
+
+    bindable = True
 
     def __init__(
         self,
@@ -141,30 +142,13 @@ class MultiHeadAttention(nn.Module):
                 "batch size of context", context.shape[0], "batch size of x", x.shape[0], hint="repeat one with expand"
             )
         q, k, v = self._project(x, x if context is None else context)
+        if rotary is not None:  # of all heads at once: for a single token the number of calls is what takes time
+            both = apply_rope(torch.cat([q, k], dim=1), *rotary)
+            q, k = both[:, : self.n_heads], both[:, self.n_heads :]
         attend = partial(attention, mask=mask) if attend is None else attend
-        y: Tensor = self.o_proj(_gather(q, k, v, rotary, attend, self.scale))  # (B, T, H * Dh) → (B, T, D)
+        heads = attend(q, k, v, scale=self.scale)  # (B, H, T, Dh)
+        y: Tensor = self.o_proj(merge_heads(heads))  # (B, T, H * Dh) → (B, T, D)
         return y
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return self-attention for :func:`llm_study.nn.binding.bind`, if queries, keys and values lie side by side.
-
-        Returns:
-            ``(x, *, rotary, attend) → (B, T, D)``; the module itself if they do not.
-        """
-        project = self._side_by_side.bind(self)
-        if project is None:
-            return self
-        H, K, scale, o_proj = self.n_heads, self.n_kv_heads, self.scale, bind(self.o_proj)
-        norms = [None if norm is None else bind(norm) for norm in (self.q_norm, self.k_norm)]
-
-        def attend_to_itself(
-            x: Tensor, *, rotary: tuple[Tensor, Tensor] | None = None, attend: Callable[..., Tensor] = attention
-        ) -> Tensor:
-            q, k, v = split_heads(project(x), H + 2 * K).split_with_sizes((H, K, K), dim=1)
-            q, k = (part if norm is None else norm(part) for part, norm in zip((q, k), norms, strict=True))
-            return o_proj(_gather(q, k, v, rotary, attend, scale))
-
-        return attend_to_itself
 
     def put_side_by_side(self) -> None:
         """Store the matrices of queries, keys and values in one, column by column, so that one product reads all three.
@@ -202,18 +186,3 @@ class MultiHeadAttention(nn.Module):
     def _check(self, name: str, x: Tensor, length: str) -> None:
         check_ndim(name, x.shape, ("B", length, "D"))
         check_equal(f"width of {name}", x.shape[-1], "d_model", self.d_model)
-
-
-def _gather(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rotary: tuple[Tensor, Tensor] | None,
-    attend: Callable[..., Tensor],
-    scale: float | None,
-) -> Tensor:
-    """Rotate queries and keys, let them meet, and put what the heads gather side by side."""
-    if rotary is not None:  # of all heads at once: for a single token the number of calls is what takes time
-        both, H = apply_rope(torch.cat([q, k], dim=1), *rotary), q.shape[1]
-        q, k = both[:, :H], both[:, H:]
-    return merge_heads(attend(q, k, v, scale=scale))

@@ -4,7 +4,6 @@ A module here holds its parameters, under the names that Hugging Face models use
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from llm_study.core.checks import check_at_least
 from llm_study.functional.norms import gemma_rms_norm, layer_norm, rms_norm, rms_norm_late_cast
 from llm_study.nn._side_by_side import SideBySide
-from llm_study.nn.binding import bind
 
 __all__ = ["LayerNorm", "RMSNorm", "LateCastRMSNorm", "GemmaRMSNorm", "FeedForward", "GatedFeedForward"]
 
@@ -39,6 +37,8 @@ class LayerNorm(nn.Module):
         >>> LayerNorm(2, eps=0.0)(torch.tensor([1.0, 5.0])).detach()
         tensor([-1.,  1.])
     """
+
+    bindable = True
 
     def __init__(self, d: int, *, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -90,6 +90,8 @@ class RMSNorm(nn.Module):
         tensor([0.2000, 1.4000])
     """
 
+    bindable = True
+
     def __init__(self, d: int, *, eps: float = 1e-6) -> None:
         super().__init__()
         check_at_least("d", d, 1)
@@ -106,14 +108,6 @@ class RMSNorm(nn.Module):
             ``(…, D)``, in the dtype of ``x``.
         """
         return rms_norm(x, self.weight, eps=self.eps)
-
-    def bind(self) -> Callable[[Tensor], Tensor]:
-        """Return the norm for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(…, D) → (…, D)``.
-        """
-        return partial(rms_norm, weight=self.weight.detach(), eps=self.eps)
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of the layer.
@@ -145,6 +139,8 @@ class LateCastRMSNorm(RMSNorm):
         True
     """
 
+    bindable = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize each vector.
 
@@ -155,14 +151,6 @@ class LateCastRMSNorm(RMSNorm):
             ``(…, D)``, in the dtype of ``x``.
         """
         return rms_norm_late_cast(x, self.weight, eps=self.eps)
-
-    def bind(self) -> Callable[[Tensor], Tensor]:
-        """Return the norm for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(…, D) → (…, D)``.
-        """
-        return partial(rms_norm_late_cast, weight=self.weight.detach(), eps=self.eps)
 
 
 class GemmaRMSNorm(RMSNorm):
@@ -188,6 +176,8 @@ class GemmaRMSNorm(RMSNorm):
         tensor([0.2000, 1.4000])
     """
 
+    bindable = True
+
     def __init__(self, d: int, *, eps: float = 1e-6) -> None:
         super().__init__(d, eps=eps)
         nn.init.zeros_(self.weight)
@@ -202,14 +192,6 @@ class GemmaRMSNorm(RMSNorm):
             ``(…, D)``, in the dtype of ``x``.
         """
         return gemma_rms_norm(x, self.weight, eps=self.eps)
-
-    def bind(self) -> Callable[[Tensor], Tensor]:
-        """Return the norm for :func:`llm_study.nn.binding.bind`.
-
-        Returns:
-            ``(…, D) → (…, D)``.
-        """
-        return partial(gemma_rms_norm, weight=self.weight.detach(), eps=self.eps)
 
 
 class FeedForward(nn.Module):
@@ -298,6 +280,8 @@ class GatedFeedForward(nn.Module):
         768
     """
 
+    bindable = True
+
     def __init__(self, d_model: int, d_ff: int, *, activation: Callable[[Tensor], Tensor], bias: bool = False) -> None:
         super().__init__()
         check_at_least("d_model", d_model, 1)
@@ -321,23 +305,6 @@ class GatedFeedForward(nn.Module):
         gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, dim=-1)
         y: Tensor = self.down_proj(self.activation(gate) * up)
         return y
-
-    def bind(self) -> Callable[[Tensor], Tensor]:
-        """Return the layer for :func:`llm_study.nn.binding.bind`, if gates and what they gate lie side by side.
-
-        Returns:
-            ``(…, D) → (…, D)``; the module itself if they do not.
-        """
-        widen = self._side_by_side.bind(self)
-        if widen is None:
-            return self
-        down_proj, activation = bind(self.down_proj), self.activation
-
-        def feed_forward(x: Tensor) -> Tensor:
-            gate, up = widen(x).chunk(2, dim=-1)
-            return down_proj(activation(gate) * up)
-
-        return feed_forward
 
     def put_side_by_side(self) -> None:
         """Store the matrices of the gates and of what they gate in one, so that one product reads both.

@@ -6,33 +6,22 @@ can do all that once, at the start of the text.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Bindable", "bind"]
+from llm_study.nn._side_by_side import SideBySide
 
-
-class Bindable(Protocol):
-    """What can be bound in its own way."""
-
-    def bind(self) -> Callable[..., Tensor]:
-        """Return a function that computes what the module computes now.
-
-        Returns:
-            ``(…) → (…)``, with the arguments of ``forward``; the module itself, where it cannot be bound.
-        """
+__all__ = ["bind"]
 
 
 def bind(module: nn.Module) -> Callable[..., Tensor]:
     """Return a function that computes what the module computes now, without gradients.
 
-    Linear layers are bound to their weights. A class that has a method ``bind`` returns a function of its own making,
-    which the class vouches for: a class derived from it that has another ``forward`` is not bound by it. Any other
-    module, and one with hooks, is returned as it is. The function is good for as long as no part of the module is
-    replaced, moved, or given hooks; what is written into its parameters is seen.
+    The function is the ``forward`` of a twin, in which plain attributes stand for parameters and bound functions for
+    parts. Linear layers and embeddings are bound, and modules whose class says ``bindable = True`` beside its
+    ``forward``: that it changes nothing in the module, and asks nothing of a part but to be called. Any other module,
+    and one with hooks, is returned as it is. The function is good for as long as no part of the module is replaced,
+    moved, or given its first hook; what is written into its parameters is seen.
 
     Args:
         module: any module.
@@ -49,19 +38,25 @@ def bind(module: nn.Module) -> Callable[..., Tensor]:
         >>> torch.equal(function(x), layer(x)), bind(nn.Tanh())
         (True, Tanh())
     """
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or not _is_bindable(type(module)):
         return module
-    if type(module) is nn.Linear:
-        return partial(F.linear, weight=module.weight.detach(), bias=_detached(module.bias))
-    if _owner(module, "bind") is not _owner(module, "forward"):
-        return module
-    return cast(Bindable, module).bind()
+    twin = object.__new__(type(module))  # not a copy: what it holds is shared
+    held = vars(twin)
+    held |= {name: x.settled(module) if isinstance(x, SideBySide) else x for name, x in vars(module).items()}
+    held |= {name: x if x is None else x.detach() for name, x in (module._parameters | module._buffers).items()}
+    held |= {name: _bound(part) for name, part in module._modules.items()}
+    function: Callable[..., Tensor] = twin.forward
+    return function
 
 
-def _detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
+def _is_bindable(kind: type[nn.Module]) -> bool:
+    """Whether the class that a forward comes from says so, or is known."""
+    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+    return owner in (nn.Linear, nn.Embedding) or vars(owner).get("bindable", False)
 
 
-def _owner(module: nn.Module, method: str) -> type | None:
-    """Return the class that a method of a module comes from."""
-    return next((base for base in type(module).__mro__ if method in vars(base)), None)
+def _bound(part: nn.Module | None) -> object:
+    """Return what stands for a part; a list of layers has no forward, and each of them is bound."""
+    if isinstance(part, nn.ModuleList):
+        return [bind(layer) for layer in part]
+    return part if part is None else bind(part)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from llm_study.core.config import GPT2Config
 from llm_study.models.gpt2 import GPT2ForCausalLM
+from llm_study.nn.binding import bind
 from llm_study.nn.cache import KVCache
+from llm_study.nn.layout import lay_out_for_decoding
 
 SIZES: dict[str, Any] = {"vocab_size": 29, "n_positions": 12, "n_embd": 12, "n_layer": 2, "n_head": 3}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -25,6 +27,19 @@ def random_ids(batch: int, length: int) -> Tensor:
 
 def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+@torch.no_grad()
+def test_a_bound_model_computes_the_same(laid_out: bool) -> None:
+    lm, ids = model(), random_ids(2, 9)
+    plain = lm(ids)
+    if laid_out:
+        lay_out_for_decoding(lm)
+    function, cache = bind(lm), KVCache(lm.config, 2, 12, dtype=torch.float64)
+    assert close(torch.cat([function(ids[:, i : i + 1], cache=cache) for i in range(9)], dim=1), plain)
+    with pytest.raises(ValueError, match="n_positions"):
+        function(random_ids(2, 13))
 
 
 @torch.no_grad()

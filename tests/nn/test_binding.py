@@ -1,11 +1,13 @@
 """A bound module computes what the module computes; where that could become untrue it is left alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from llm_study.nn.attention import MultiHeadAttention
-from llm_study.nn.basic import GatedFeedForward, GemmaRMSNorm, LateCastRMSNorm, RMSNorm
+from llm_study.nn.basic import GatedFeedForward, GemmaRMSNorm, LateCastRMSNorm, LayerNorm, RMSNorm
 from llm_study.nn.binding import bind
 from llm_study.nn.layout import lay_out_for_decoding
 
@@ -32,6 +34,7 @@ MODULES = {
     "linear": lambda: scattered(nn.Linear(8, 5)),
     "without bias": lambda: scattered(nn.Linear(8, 5, bias=False)),
     "rms": lambda: scattered(RMSNorm(8, eps=0.1)),
+    "layer norm": lambda: scattered(LayerNorm(8, eps=0.1)),
     "late cast": lambda: scattered(LateCastRMSNorm(8, eps=0.1)),
     "gemma": lambda: scattered(GemmaRMSNorm(8, eps=0.1)),
     "attention": attention,
@@ -40,11 +43,13 @@ MODULES = {
 X = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("laid_out", [False, True])
 @pytest.mark.parametrize("name", MODULES)
 @torch.no_grad()
-def test_a_bound_module_computes_the_same_and_sees_what_is_written_into_it(name: str) -> None:
+def test_a_bound_module_computes_the_same_and_sees_what_is_written_into_it(name: str, laid_out: bool) -> None:
     module = MODULES[name]()
-    lay_out_for_decoding(module)
+    if laid_out:
+        lay_out_for_decoding(module)
     function = bind(module)
     assert function is not module
     before = function(X)
@@ -56,14 +61,35 @@ def test_a_bound_module_computes_the_same_and_sees_what_is_written_into_it(name:
 
 
 @pytest.mark.parametrize("make", [attention, feed_forward])
-def test_what_does_not_lie_side_by_side_is_left_alone(make: type) -> None:
+@torch.no_grad()
+def test_what_lies_side_by_side_no_more_is_asked_one_by_one(make: Callable[[], nn.Module]) -> None:
     module = make()
-    assert bind(module) is module
     lay_out_for_decoding(module)
-    assert bind(module) is not module
     part = next(p for p in module.children() if isinstance(p, nn.Linear))
-    part.weight = nn.Parameter(part.weight.clone())
-    assert bind(module) is module
+    before = module(X)
+    part.weight = nn.Parameter(2 * part.weight)
+    assert torch.equal(bind(module)(X), module(X))
+    assert not torch.allclose(module(X), before)
+
+
+@torch.no_grad()
+def test_what_is_bound_makes_one_product_and_looks_no_more_where_its_layers_are() -> None:
+    module = feed_forward()
+    lay_out_for_decoding(module)
+    function, before = bind(module), module(X)
+    module.up_proj.weight = nn.Parameter(torch.zeros_like(module.up_proj.weight))
+    assert torch.equal(function(X), before)
+    assert not torch.allclose(module(X), before)
+
+
+@torch.no_grad()
+def test_binding_changes_nothing_in_a_module() -> None:
+    for make in MODULES.values():
+        module = make()
+        held, state = dict(vars(module)), {name: p.data_ptr() for name, p in module.named_parameters()}
+        bind(module)(X)
+        assert all(vars(module)[name] is x for name, x in held.items())
+        assert {name: p.data_ptr() for name, p in module.named_parameters()} == state
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -101,11 +127,11 @@ def test_a_class_with_another_forward_is_left_alone() -> None:
     class Wide(nn.Linear):
         pass
 
-    for module in (scattered(Doubled(8)), scattered(Wide(8, 5)), nn.Identity()):
+    for module in (scattered(Doubled(8)), nn.Identity()):
         assert bind(module) is module
-    renamed = scattered(Renamed(8))
-    assert bind(renamed) is not renamed
-    assert torch.equal(bind(renamed)(X), renamed(X))
+    for module in (scattered(Renamed(8)), scattered(Wide(8, 5))):
+        assert bind(module) is not module
+        assert torch.equal(bind(module)(X), module(X))
 
 
 def test_nothing_asks_for_gradients() -> None:
