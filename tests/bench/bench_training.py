@@ -4,7 +4,9 @@ Both start from the same weights, see the same ids, have the same loss, that of 
 AdamW; there is no dropout. Transformers uses its default attention (SDPA) and gets labels that are shifted already, so
 that it need not copy them. Ours hands the hidden states and the matrix of the head to our linear_cross_entropy,
 which makes the gradient of the logits where the logits were, instead of beside them. The ratio is that of the lower
-quartiles of many steps that take turns.
+quartiles of many steps that take turns. Both share a process, and with it the memory that was given back: transformers,
+whose logits exist three times, meets many page faults there, and few in a process of its own. A ratio near the budget
+is to be measured again with a process for each.
 
 The second part is a step of our loop on the model that ``python -m llm_study train`` makes by default: against the same
 step without the loop, and against the time that its FLOPs would take if all of them were products of large square
