@@ -767,9 +767,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        grad_x = None if grad_x is None else grad_x * grad.to(grad_x.dtype)
-        grad_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.dtype)
-        return grad_x, grad_weight, None, None
+        if not _is_one(grad):
+            grad_x = None if grad_x is None else grad_x * grad.to(grad_x.dtype)
+            grad_weight = None if grad_weight is None else grad_weight * grad
+        return grad_x, None if grad_weight is None else grad_weight.to(ctx.dtype), None, None
+
+
+def _is_one(grad: Tensor) -> bool:
+    """Whether a scalar gradient is 1, as that of ``loss.backward()`` is; only asked where the answer costs nothing."""
+    return grad.is_cpu and not torch.compiler.is_compiling() and grad.item() == 1
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -187,6 +187,49 @@ def test_gradients_far_out_are_finite(name: str) -> None:
     assert BACKWARD[name][1](x, torch.ones(5)).isfinite().all()
 
 
+# --- GELU where it is trained
+
+
+def test_gelu_that_is_trained_is_the_kernel_and_has_its_derivatives() -> None:
+    x = grid(-5.03, 5, 41).requires_grad_()
+    assert close(A.gelu_tanh(x), A.gelu_tanh(x.detach()))
+    assert torch.autograd.gradcheck(A.gelu_tanh, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(A.gelu_tanh, x)
+    (slope,) = torch.autograd.grad(A.gelu_tanh(x).sum(), x)
+    assert close(slope, A.gelu_tanh_backward(x, torch.ones_like(x)))
+
+
+def test_gelu_that_is_trained_under_transformations() -> None:
+    (x,) = draw(3, (4, 5))
+
+    def total(x: Tensor) -> Tensor:
+        return A.gelu_tanh(x).sum()
+
+    slopes = A.gelu_tanh_backward(x, torch.ones_like(x))
+    assert close(torch.func.vmap(torch.func.grad(total))(x), slopes)
+    _, along = torch.func.jvp(lambda x: torch.func.grad_and_value(total)(x)[1], (x,), (torch.ones_like(x),))
+    assert close(along, slopes.sum())
+    kernel = torch.func.hessian(lambda x: torch.nn.functional.gelu(x, approximate="tanh").sum())
+    assert close(torch.func.hessian(total)(x[0]), kernel(x[0]))
+    inputs = x.clone().requires_grad_()
+    torch.compile(total, backend="eager", fullgraph=True)(inputs).backward()
+    assert inputs.grad is not None
+    assert close(inputs.grad, slopes)
+
+
+def test_gelu_that_is_trained_in_half_precision_rounds_once() -> None:
+    x = grid(-6, 6).bfloat16()
+    assert torch.equal(A.gelu_tanh(x.clone().requires_grad_()), A.gelu_tanh(x))
+
+
+def test_gelu_that_is_trained_far_out() -> None:
+    x = torch.tensor([-1e4, -88.0, 88.0, 1e4], requires_grad=True)
+    y = A.gelu_tanh(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert y.tolist() == [0.0, 0.0, 88.0, 1e4]
+    assert slope.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
 # --- sizes
 
 
