@@ -296,8 +296,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """
     trains = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if trains and x.is_cpu and x.dtype in (torch.float32, torch.float64):
-        y: Tensor = _GatedGELU.apply(x)[0]
-        return y
+        apply: Callable[[Tensor], tuple[Tensor, Tensor]] = _GatedGELU.apply
+        return apply(x)[0]
     return F.gelu(x, approximate="tanh")
 
 
@@ -927,10 +927,11 @@ class _GatedGELU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, output[1])
-        ctx.save_for_forward(*inputs)
+        (x,), (_, gate) = inputs, output
+        ctx.mark_non_differentiable(gate)
+        ctx.set_materialize_grads(False)  # of the gate: a tensor of zeros for nothing
+        ctx.save_for_backward(x, gate)
+        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, _: None) -> Tensor | None:
@@ -944,7 +945,8 @@ class _GatedGELU(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
-        return gelu_tanh_backward(*ctx.saved_for_forward, tangent), None
+        (x,) = ctx.saved_for_forward
+        return gelu_tanh_backward(x, tangent), None
 
     @staticmethod
     def polynomial(x: Tensor, power: int) -> Tensor:
