@@ -941,7 +941,8 @@ class _GatedGELU(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             return gelu_tanh_backward(x, grad_out)
         slope = _GatedGELU.polynomial(x, 3)  # x v'
-        return slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate).mul_(grad_out)
+        slope.addcmul_(slope, gate, value=-1)  # x v' (1 - gate)
+        return torch.addcmul(gate, slope, gate, out=slope).mul_(grad_out)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:

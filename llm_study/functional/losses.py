@@ -749,28 +749,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = z.exp_().sum(dim=0)  # from here on z holds e^z
             loss += (total.log() - chosen).sum() * share
             if wants_x or wants_weight:
-                z *= share / total  # the share of each probability
-                g = z.scatter_add_(0, ids, z.new_tensor(-share).expand(ids.shape)).to(x.dtype)  # (V, C)
+                z *= total.reciprocal()  # the probabilities; their share 1/N, too small for float16, waits for the sums
+                g = z.scatter_add_(0, ids, z.new_tensor(-1.0).expand(ids.shape)).to(x.dtype)  # (V, C)
                 if grad_x is not None:
                     grad_x[i : i + chunk] = g.T @ weight
                 if wants_weight:
-                    grad_weight = _add_product(grad_weight, g, rows)
+                    grad_weight = _add_product(grad_weight, g, rows, share)
                 del g
             del z  # or it would be there still while the next chunk is made
         if wants_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight)  # no row counts
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.dtype = weight.dtype
+        ctx.dtype, ctx.share = weight.dtype, share
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        if not _is_one(grad):
-            grad_x = None if grad_x is None else grad_x * grad.to(grad_x.dtype)
-            grad_weight = None if grad_weight is None else grad_weight * grad
-        return grad_x, None if grad_weight is None else grad_weight.to(ctx.dtype), None, None
+        if grad_x is not None:
+            grad_x = (_widen(grad_x) * (grad * ctx.share)).to(grad_x.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight if _is_one(grad) else grad_weight * grad).to(ctx.dtype)
+        return grad_x, grad_weight, None, None
 
 
 def _is_one(grad: Tensor) -> bool:
@@ -778,11 +779,14 @@ def _is_one(grad: Tensor) -> bool:
     return grad.is_cpu and not torch.compiler.is_compiling() and grad.item() == 1
 
 
-def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Return a sum, kept in at least float32, with a product added to it; None is an empty sum."""
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Return a sum, kept in at least float32, with a multiple of a product added to it; None is an empty sum."""
+    if _wide_dtype(a) != a.dtype:
+        product = a @ b
+        return factor * _widen(product) if total is None else total.add_(product, alpha=factor)
     if total is None:
-        return _widen(a @ b)
-    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
+        return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=factor)  # what is there is not read
+    return total.addmm_(a, b, alpha=factor)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

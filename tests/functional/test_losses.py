@@ -327,6 +327,18 @@ def test_linear_cross_entropy_keeps_its_sum_in_single_precision() -> None:
         assert (grad.double() - right.double()).abs().max() <= 2**-6 * right.double().abs().max()
 
 
+def test_linear_cross_entropy_loses_no_small_probability_in_half_precision() -> None:
+    torch.manual_seed(0)
+    N, V = 4096, 500  # a probability over N is about 5e-7: float16 has four steps below that
+    x, w = torch.randn(N, 4).half().requires_grad_(), (0.1 * torch.randn(V, 4)).half().requires_grad_()
+    y, scale = torch.randint(V, (N,)), 2.0**14  # of a gradient scaler
+    grads = torch.autograd.grad(scale * L.linear_cross_entropy(x, w, y).float(), (x, w))
+    exact = torch.autograd.grad(scale * L.cross_entropy_reference(x.double() @ w.double().T, y), (x, w))
+    for grad, right in zip(grads, exact, strict=True):
+        error = (grad.double() - right.double()).norm() / right.double().norm()
+        assert error <= torch.finfo(torch.float16).eps
+
+
 # --- memory: the largest tensor that an operation makes
 
 
