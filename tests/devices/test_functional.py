@@ -339,7 +339,9 @@ def test_codes_are_the_same_bit_for_bit(name: str, dtype: torch.dtype, device: s
     assert (back.device.type, back.dtype) == (device, dtype)
     again = cb.dequantize_blockwise(cb.quantize_blockwise(x, codebook=codebook, block=16))
     assert torch.equal(back.cpu(), again)
-    assert (back.cpu().double() - cb.dequantize_blockwise(expected)).abs().max() <= torch.finfo(dtype).eps * x.abs().max()
+    assert (back.cpu().double() - cb.dequantize_blockwise(expected)).abs().max() <= torch.finfo(
+        dtype
+    ).eps * x.abs().max()
 
 
 @every_device
@@ -403,7 +405,9 @@ def test_filters_keep_the_same_tokens(name: str, device: str) -> None:
 
 
 @every_device
-@pytest.mark.parametrize("draw", [sampling.sample, sampling.gumbel_max, lambda z, **g: sampling.gumbel_top_k(z, 3, **g)])
+@pytest.mark.parametrize(
+    "draw", [sampling.sample, sampling.gumbel_max, lambda z, **g: sampling.gumbel_top_k(z, 3, **g)]
+)
 def test_a_generator_of_the_device_draws_the_same_twice(draw: Callable[..., Tensor], device: str) -> None:
     z = randn(64, V).to(device)
     a, b, c = (draw(z, generator=torch.Generator(device).manual_seed(seed)) for seed in (1, 1, 2))

@@ -20,7 +20,7 @@ from llm_study.nn.eviction import EvictingKVCache, HeavyHitters, ObservationWind
 from llm_study.nn.layout import lay_out_for_decoding
 from llm_study.nn.paged import BlockPool, BlockTable, PackedKVCache, PagedKVCache
 from llm_study.nn.quantized_cache import QuantizedKVCache
-from tests.devices.where import assert_near, check, every_device, moved, randint, results
+from tests.devices.where import assert_near, every_device, moved, randint
 from tests.models.test_decoder import FAMILIES, V, model_of
 
 T = 9
@@ -138,7 +138,9 @@ CACHES: dict[str, Callable[[Any, torch.dtype, str], Cache]] = {
         config, 3, 16, bits=4, group=2, residual=4, dtype=dtype, device=device
     ),
     **{
-        name: lambda config, dtype, device, policy=policy: EvictingKVCache(config, 3, policy, dtype=dtype, device=device)
+        name: lambda config, dtype, device, policy=policy: EvictingKVCache(
+            config, 3, policy, dtype=dtype, device=device
+        )
         for name, policy in POLICIES.items()
     },
 }
@@ -237,7 +239,7 @@ def test_a_bound_model_writes_the_same(family: str, laid_out: bool, device: str)
 @every_model
 @torch.no_grad()
 def test_half_precision(family: str, dtype: torch.dtype, device: str) -> None:
-    """Two layers round about thirty times, with errors that add up like the steps of a random walk: 16 units are much."""
+    """Two layers round about thirty times, with errors that add up like the steps of a random walk."""
     model = make(family).to(dtype)
     expected = outputs(moved(model, "cpu"), family, IDS, TARGET, REAL)
     found = outputs(moved(model, device, dtype), family, IDS.to(device), TARGET.to(device), REAL.to(device))

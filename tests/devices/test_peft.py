@@ -210,7 +210,7 @@ def test_each_sequence_with_an_adapter_of_its_own(device: str) -> None:
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_a_quantized_layer(kind: str, double: bool, device: str) -> None:
-    """Quantized on the device, or quantized on the CPU and moved: the same codes, the same product, the same gradient."""
+    """Quantized on the device, or on the CPU and moved: the same codes, product and gradient."""
     torch.manual_seed(0)
     linear = nn.Linear(48, 40)
     ours = QuantizedLinear.of(linear, quant_type=kind, block=16, double_quant=double)
@@ -245,7 +245,9 @@ def test_a_quantized_layer_in_half_precision(dtype: torch.dtype, device: str) ->
 def test_a_quantized_model(device: str) -> None:
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
     method = QLoRA(block=16, double_quant=False)
-    expected, found = (quantize_base(moved(base(), where, torch.float32), names, method=method) for where in ("cpu", device))
+    expected, found = (
+        quantize_base(moved(base(), where, torch.float32), names, method=method) for where in ("cpu", device)
+    )
     with torch.no_grad():
         y = expected.double()(IDS)
         assert_near(found(IDS.to(device)), y, device, 2e-5)

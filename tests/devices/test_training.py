@@ -167,7 +167,11 @@ def trainer(device: str, *, dropout: float = 0.0, dtype: torch.dtype = torch.flo
     return Trainer(net, next_token_loss, batch, optimizer, settings=settings, schedule=schedule, world=world, **changes)
 
 
-PRECISIONS = [("cpu", "float32"), ("cpu", "bf16"), *(("cuda", p) for p in ("float32", "bf16", "fp16") if "cuda" in DEVICES)]
+PRECISIONS = [
+    ("cpu", "float32"),
+    ("cpu", "bf16"),
+    *(("cuda", p) for p in ("float32", "bf16", "fp16") if "cuda" in DEVICES),
+]
 every_precision = pytest.mark.parametrize(("device", "precision"), PRECISIONS)
 
 

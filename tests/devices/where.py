@@ -1,6 +1,6 @@
 """The devices there are, and the law of all tests here: what a device computes is what float64 on the CPU says.
 
-Inputs are drawn in the dtype of the device, which float64 holds exactly, so that only what is done with them can differ.
+Inputs are rounded to the dtype of the test, which float64 holds exactly: only what is done with them can differ.
 TF32 is off, as it is by default: it would round the factors of each product to 10 bits.
 """
 
@@ -78,7 +78,9 @@ def results(function: Callable[..., Any], inputs: Sequence[Any], *, gradients: b
     if not gradients:
         return found
     smooth = [x for x in found.values() if x.requires_grad]
-    cotangents = [there(randn(*x.shape, seed=100 + i, dtype=x.dtype), x.device.type, x.dtype) for i, x in enumerate(smooth)]
+    cotangents = [
+        there(randn(*x.shape, seed=100 + i, dtype=x.dtype), x.device.type, x.dtype) for i, x in enumerate(smooth)
+    ]
     grads = torch.autograd.grad(smooth, leaves, cotangents, allow_unused=True, materialize_grads=True)
     return {**found, **{f"gradient {i}": x for i, x in enumerate(grads)}}
 
