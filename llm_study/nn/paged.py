@@ -500,13 +500,14 @@ class PackedKVCache:
             new: token ids of each sequence.
 
         Returns:
-            ``(1, N)`` ids, first all but the last of each sequence, then the last of each.
+            ``(1, N)`` ids, first all but the last of each sequence, then the last of each; on the device of the pool.
 
         Raises:
             ValueError: if a sequence has another number of new tokens than was said.
         """
         check_equal("numbers of new tokens", [len(part) for part in new], "counts of the cache", self.counts)
-        return torch.tensor([[i for part in new for i in part[:-1]] + [part[-1] for part in new]])
+        row = [i for part in new for i in part[:-1]] + [part[-1] for part in new]
+        return torch.tensor([row], device=self.pool.keys[0].device)
 
     def begin(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Make room for the new tokens.
