@@ -221,7 +221,8 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
     from llm_study.models.base import CausalLM
     from llm_study.nn.layout import lay_out_for_decoding
 
-    model, generator = from_pretrained(arguments.path), torch.Generator()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, generator = from_pretrained(arguments.path).to(device), torch.Generator(device)
     if not isinstance(model, CausalLM):
         raise ValueError(f"{arguments.path}: model_type is {model.config.model_type!r}, expected that of a decoder")
     lay_out_for_decoding(model)
@@ -232,7 +233,9 @@ def new_ids(arguments: argparse.Namespace, ids: list[int], ends: list[int]) -> I
         generator.manual_seed(arguments.seed)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     options = {name: getattr(arguments, name) for name in names}
-    for tokens in stream(model, torch.tensor([ids]), generator=generator, eos_id=ends or None, **options):
+    for tokens in stream(
+        model, torch.tensor([ids], device=device), generator=generator, eos_id=ends or None, **options
+    ):
         if int(tokens) in ends:
             return
         yield int(tokens)

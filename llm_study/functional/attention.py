@@ -6,6 +6,8 @@ attention, with ``K == 1`` multi-query attention, between them grouped-query att
 attention is allowed; masks are combined with ``&`` (both must allow) and ``|`` (one is enough).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,9 +121,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, sc
     _check_inputs(q, k, v)
     if mask is not None:
         _check_mask(mask, (*q.shape[:3], k.shape[2]))
-        mask = mask if mask.ndim > 1 else mask.expand(1, k.shape[2])  # the kernel wants at least (T, S)
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return _fused(q, k, v, mask, scale)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -334,9 +334,7 @@ def biased_attention(
     if mask is not None:
         _check_mask(mask, (*q.shape[:3], k.shape[2]))
         bias = torch.where(mask, bias, float("-inf"))
-    bias = bias if bias.ndim > 1 else bias.expand(1, k.shape[2])  # the kernel wants at least (T, S)
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+    return _fused(q, k, v, bias, scale)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -493,7 +491,7 @@ def sink_attention(
     k = torch.cat([F.pad(k, (0, 1)), sink], dim=2)  # (B, K, S + 1, Dk + 1)
     v = F.pad(v, (0, 1, 0, 1))  # (B, K, S + 1, Dv + 1): the fused kernel on CPUs wants values as wide as keys
     mask = None if mask is None else _with_sink(mask, (B, H, T, S))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=H != K)[..., :Dv]
+    return _fused(q, k, v, mask, 1.0)[..., :Dv]
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -738,6 +736,18 @@ def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     """Return the scaled scores, ``(B, H, T, S)``."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return scale * (q @ _for_each_query_head(k, q).mT)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Return attention by PyTorch's kernel, under a mask or with numbers that are added to the scores."""
+    if mask is not None and mask.ndim < 2:
+        mask = mask.expand(1, k.shape[2])  # the kernel wants at least (T, S)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if mask is None or y.is_cpu:
+        return y
+    # cuDNN's kernel gives a query that may attend nowhere the average of all values, where the others give zeros
+    seen = mask if mask.dtype == torch.bool else mask > -math.inf
+    return y.where(seen.any(dim=-1, keepdim=True), 0.0)
 
 
 def _for_each_query_head(x: Tensor, q: Tensor) -> Tensor:
