@@ -38,6 +38,7 @@ __all__ = [
 
 IGNORE_INDEX = -100
 BLOCK = {"cpu": 2**17, "other": 2**26}  # logits worked on at a time: a core's cache holds 512 KiB; a GPU wants many
+ROWS = 256  # of logits: enough products for each number of the gradient that is read and written
 
 
 def token_logp_reference(logits: Tensor, ids: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def linear_cross_entropy_reference(
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = 256, ignore_index: int = IGNORE_INDEX
+    x: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
     r"""Cross-entropy of the logits :math:`xW^\top`, of which only ``chunk`` rows exist at a time.
 
@@ -212,7 +213,8 @@ def linear_cross_entropy(
         x: ``(…, D)`` the last hidden states.
         weight: ``(V, D)`` the output matrix, in the dtype of ``x``.
         targets: ``(…)`` the id that should come at each place, or ``ignore_index``.
-        chunk: number of rows of logits that exist at a time; at least 1.
+        chunk: number of rows of logits that exist at a time; at least 1. Default: 256 on a CPU; elsewhere ``D`` if that
+            is more, when a chunk is as large as the gradient of the matrix.
         ignore_index: the target that does not count.
 
     Returns:
@@ -235,6 +237,8 @@ def linear_cross_entropy(
         0.693147...
     """
     _check_linear(x, weight)
+    if chunk is None:
+        chunk = ROWS if x.is_cpu else max(ROWS, x.shape[-1])
     check_at_least("chunk", chunk, 1, hint="it is the number of rows of logits that exist at a time")
     counted = _counted(x, targets, ignore_index, vocabulary=weight.shape[0])
     apply: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _LinearCrossEntropy.apply

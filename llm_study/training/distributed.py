@@ -62,13 +62,21 @@ def connect() -> Iterator[World]:
         The world of this process, of size 1 if torchrun did not start it. The device is the GPU whose number torchrun
         gives to this process on its machine, the first one without torchrun, and the CPU where there is none.
 
+    Raises:
+        ValueError: if torchrun started more processes on this machine than it has GPUs, and it has some.
+
     Example:
         >>> with connect() as world:
         ...     world.size
         1
     """
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in _NAMES.items())
+    size, rank, local, here = (int(os.environ.get(name, default)) for name, default in _NAMES.items())
     cuda = torch.cuda.is_available()
+    if cuda and here > torch.cuda.device_count():
+        raise ValueError(
+            f"{here} processes run on this machine, which has {torch.cuda.device_count()} of the GPUs that they need: "
+            "start as many as there are GPUs, or set CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
+        )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -82,7 +90,7 @@ def connect() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-_NAMES = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+_NAMES = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def rows(batch: tuple[Tensor, ...], part: int, parts: int) -> tuple[Tensor, ...]:

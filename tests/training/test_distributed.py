@@ -21,7 +21,7 @@ TWO = load(HERE / "two_processes.py")
 def torchrun(*arguments: object) -> None:
     """Run a program in two processes; they talk within this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
     )
@@ -76,8 +76,16 @@ def test_the_rows_of_a_batch_are_shared_out() -> None:
         rows((x, y), 0, 5)
 
 
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 processes run on this machine, which has 1 of the GPUs.*CUDA_VISIBLE"):
+        connect().__enter__()
+
+
 def test_one_process_alone_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with connect() as world:
         assert (world.rank, world.size) == (0, 1)
