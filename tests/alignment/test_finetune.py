@@ -253,12 +253,13 @@ def test_checkpoints_hold_the_adapter_only_and_the_best_of_it(place: Path) -> No
 
 
 def test_several_processes_give_the_same_losses(place: Path) -> None:
-    assert main(arguments(place, "one")) == 0
+    one = [sys.executable, "-m", "llm_study", *arguments(place, "one")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llm_study"]
-    program = start([*launch, *arguments(place)])
-    out, error = program.communicate()
-    assert program.returncode == 0, error
-    assert out.count("nats per token") == 1
+    for command in (one, [*launch, *arguments(place)]):
+        program = start(command)
+        out, error = program.communicate()
+        assert program.returncode == 0, error
+        assert out.count("nats per token") == 1
     assert history(place)[0] == pytest.approx(history(place, "one")[0], rel=1e-4)
 
 
