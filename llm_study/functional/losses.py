@@ -241,8 +241,10 @@ def linear_cross_entropy(
         chunk = ROWS if x.is_cpu else max(ROWS, x.shape[-1])
     check_at_least("chunk", chunk, 1, hint="it is the number of rows of logits that exist at a time")
     counted = _counted(x, targets, ignore_index, vocabulary=weight.shape[0])
+    all_count = bool(counted.all())  # then no row need be copied
+    rows, ids = (x.reshape(-1, x.shape[-1]), targets.reshape(-1)) if all_count else (x[counted], targets[counted])
     apply: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _LinearCrossEntropy.apply
-    return apply(x[counted], weight, targets[counted].long(), chunk).to(x.dtype)
+    return apply(rows, weight, ids.long(), chunk).to(x.dtype)
 
 
 def label_smoothing_loss_reference(
