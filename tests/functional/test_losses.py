@@ -410,7 +410,7 @@ def test_linear_cross_entropy_holds_half_a_copy_more_in_half_precision() -> None
     x, w = (torch.randn(n, D, dtype=torch.bfloat16, requires_grad=True) for n in (N, V))
     y = torch.randint(V, (N,))
     single, half = 2 * V * D + chunk * V + 8 * N, 2 * N * D + chunk * V + V * D  # a product is widened to be added
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]  # it has memory of its own
+    with torch.backends.mkldnn.flags(enabled=False):  # it has memory of its own
         assert peak_mib(lambda: L.linear_cross_entropy(x, w, y, chunk=chunk)) * 2**20 <= 4 * single + 2 * half
 
 
