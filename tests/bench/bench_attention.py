@@ -26,7 +26,7 @@ def measure(batch: int, length: int, *, naive: bool) -> list[Row]:
     }
     if naive:
         candidates["naive"] = lambda: attention_reference(q, k, v, mask=mask)
-    best, size = quartile(candidates, rounds=30), f"{batch} x 8 x {length} x 64"
+    best, size = quartile(candidates, rounds=120), f"{batch} x 8 x {length} x 64"
     rows = [
         row(f"attention / SDPA with a mask, {size}", best["ours"], best["torch"], 1.05),
         row(f"causal_attention / SDPA is_causal, {size}", best["ours, causal"], best["torch, causal"], 1.05),
