@@ -1,11 +1,8 @@
 """``python -m llm_study finetune``: it answers as taught, goes on after a kill, and says what is wrong."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +25,8 @@ from llm_study.tokenizers.auto import end_of_text
 from llm_study.tokenizers.bpe import ByteLevelBPE
 from llm_study.tokenizers.chat import TEMPLATES
 from llm_study.training.checkpoint import checkpoints, load_checkpoint
+from tests.scripts import LLM_STUDY, run, start, torchrun
 
-ROOT = Path(__file__).parents[2]
 ANSWERS = {"red": "stop", "green": "go", "amber": "wait"}
 TEXT = "User: red green amber Assistant: stop go wait. " * 20
 CHATML = ["<|im_start|>", "<|im_end|>"]
@@ -208,26 +205,17 @@ def test_noise_on_the_embeddings_is_in_the_training_only(place: Path) -> None:
 # --- it goes on
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_a_run_killed_from_outside_goes_on_to_the_same_losses(place: Path, method: str) -> None:
     (place / "run.toml").write_text((place / "run.toml").read_text() + "neftune = 1.0\n")
-    program = start([sys.executable, "-m", "llm_study", *arguments(place, "whole", method=method)])
-    _, error = program.communicate()
-    assert program.returncode == 0, error
-    program = start([sys.executable, "-m", "llm_study", *arguments(place, method=method)])
+    run(*LLM_STUDY, *arguments(place, "whole", method=method))
+    program = start(*LLM_STUDY, *arguments(place, method=method))
     while not (place / "out/checkpoints/step-00000004").exists() and program.poll() is None:
         time.sleep(0.0005)
     program.send_signal(signal.SIGKILL)
     program.communicate()
     assert not (place / "out/config.json").exists()
-    program = start([sys.executable, "-m", "llm_study", *arguments(place, method=method)])
-    _, error = program.communicate()
-    assert program.returncode == 0, error
+    _, error = run(*LLM_STUDY, *arguments(place, method=method))
     assert "training goes on after step" in error
     assert_same(history(place), history(place, "whole"))
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
@@ -253,13 +241,9 @@ def test_checkpoints_hold_the_adapter_only_and_the_best_of_it(place: Path) -> No
 
 
 def test_several_processes_give_the_same_losses(place: Path) -> None:
-    one = [sys.executable, "-m", "llm_study", *arguments(place, "one")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llm_study"]
-    for command in (one, [*launch, *arguments(place)]):
-        program = start(command)
-        out, error = program.communicate()
-        assert program.returncode == 0, error
-        assert out.count("nats per token") == 1
+    run(*LLM_STUDY, *arguments(place, "one"))
+    out, _ = run(*torchrun(2), *LLM_STUDY, *arguments(place))
+    assert out.count("nats per token") == 1
     assert history(place)[0] == pytest.approx(history(place, "one")[0], rel=1e-4)
 
 

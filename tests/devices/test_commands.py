@@ -1,10 +1,7 @@
 """The commands, on the device that they choose by themselves; slower than the other files, for they start processes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,8 @@ from llm_study.training.checkpoint import checkpoints, load_checkpoint
 from llm_study.training.distributed import World
 from llm_study.training.pretrain import PretrainConfig, Pretraining
 from tests.devices.where import DEVICES, assert_near, every_device, moved
+from tests.scripts import LLM_STUDY, run, torchrun
 
-ROOT = Path(__file__).parents[2]
 DEFAULT = DEVICES[-1]
 """The device that the commands are to take: the GPU where there is one."""
 TEXT = "".join(f"The cat number {i} sat on mat {i * i % 17}, and so did dog {i % 5}.\n" for i in range(100))
@@ -169,20 +166,12 @@ def test_fine_tuning_in_float32_is_that_of_the_cpu(device: str, place: Path) -> 
 # --- torchrun
 
 
-def torchrun(*arguments: object) -> None:
-    """Run a program in one process."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*start, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_torchrun_with_one_process_trains_as_without_it(place: Path) -> None:
     """The setting for FSDP has no effect then."""
     assert main(command(place, "train", "out")) == 0
     with (place / "run.toml").open("a") as file:
         file.write("fsdp = true\n")
-    torchrun("-m", "llm_study", *command(place, "train", "run"))
+    run(*torchrun(1), *LLM_STUDY, *command(place, "train", "run"), gpu=True)
     assert_same(history(place / "run"), history(place / "out"))
 
 
@@ -190,7 +179,7 @@ def test_torchrun_with_one_process_trains_as_without_it(place: Path) -> None:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what a process found that has a group of its own."""
     folder = tmp_path_factory.mktemp("one")
-    torchrun(ROOT / "tests/devices/one_process.py", folder)
+    run(*torchrun(1), Path(__file__).with_name("one_process.py"), folder, gpu=True)
     found: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return found
 

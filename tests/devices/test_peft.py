@@ -25,27 +25,15 @@ from llm_study.peft.base import (
     unload,
     unmerge,
 )
-from llm_study.peft.decomposed import DoRA, LoRAGA, OLoRA, PiSSA
+from llm_study.peft.decomposed import LoRAGA
 from llm_study.peft.lora import LoRA, LoRAFA, RSLoRA, batched_lora
-from llm_study.peft.lowrank import FourierFT, LoHa, LoKr, MiSS, MoRA
-from llm_study.peft.qlora import LoftQ, QLoRA, quantize_base
+from llm_study.peft.qlora import QLoRA, quantize_base
 from llm_study.peft.quantized import QuantizedLinear
-from llm_study.peft.shared import RandLoRA, VBLoRA, VeRA
 from tests.devices.where import assert_near, check, every_device, moved, randint, randn
+from tests.peft.test_lowrank import METHODS_HERE
+from tests.peft.test_qlora import METHODS as QUANTIZED
 
-PLAIN: list[Method] = [
-    LoRA(rank=3, alpha=5), RSLoRA(rank=3, alpha=5), LoRAFA(rank=3, alpha=5), DoRA(rank=3), PiSSA(rank=3),
-    OLoRA(rank=3, alpha=5), LoRAGA(rank=2, alpha=3), AdaLoRA(init_r=4, target_r=2), VeRA(rank=9),
-    VBLoRA(rank=2, num_vectors=8, vector_length=4), RandLoRA(rank=3), LoHa(rank=2), LoKr(rank=2), MoRA(rank=2),
-    MiSS(rank=4), FourierFT(n_frequency=9), FourierFT(n_frequency=9, init_weights=True),
-]  # fmt: skip
-QUANTIZED: list[Method] = [
-    QLoRA(rank=3, alpha=5, block=16, double_quant=False),
-    QLoRA(rank=3, alpha=5),
-    QLoRA(rank=3, alpha=5, quant_type="fp4"),
-    LoftQ(rank=3, alpha=5),
-    LoftQ(rank=3, alpha=5, loftq_iter=3, double_quant=True, block=32),
-]
+PLAIN: list[Method] = [LoRA(rank=3, alpha=5), RSLoRA(rank=3, alpha=5), LoRAFA(rank=3, alpha=5), *METHODS_HERE]
 every_method = pytest.mark.parametrize("method", [*PLAIN, *QUANTIZED], ids=str)
 every_plain_method = pytest.mark.parametrize("method", PLAIN, ids=str)
 TARGETS = ["q_proj", "v_proj", "down_proj"]

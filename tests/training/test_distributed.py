@@ -1,9 +1,6 @@
 """Two processes train to the losses of one, each with all parameters (DDP) or with pieces of them (FSDP2)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +8,17 @@ import pytest
 import torch
 
 from llm_study.training.distributed import World, connect, gather, in_pieces, rows, sums, whole
-from tests.scripts import load
+from tests.scripts import load, run, torchrun
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 TWO = load(HERE / "two_processes.py")
-
-
-def torchrun(*arguments: object) -> None:
-    """Run a program in two processes; they talk within this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun(HERE / "two_processes.py", folder)
+    run(*torchrun(2), HERE / "two_processes.py", folder)
     found: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return found
 

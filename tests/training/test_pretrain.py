@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +20,8 @@ from llm_study.tokenizers.bpe import ByteLevelBPE
 from llm_study.training import checkpoint
 from llm_study.training.checkpoint import checkpoints, load_checkpoint
 from llm_study.training.pretrain import END, PretrainConfig, Pretraining, evaluate, train_tokenizer
+from tests.scripts import LLM_STUDY, run, start, torchrun
 
-ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"The cat number {i} sat on mat {i * i % 17}, and so did dog {i % 5}.\n" for i in range(150))
 SIZES = {
     "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -85,16 +83,9 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 def undisturbed(place: Path) -> tuple[list[float], list[Any], dict[str, torch.Tensor]]:
     """Return what a run gives that nobody kills, in a process of its own as the others."""
-    program = start([sys.executable, "-m", "llm_study", *arguments(place, "whole")])
-    _, error = program.communicate()
-    assert program.returncode == 0, error
+    run(*LLM_STUDY, *arguments(place, "whole"))
     return history(place, "whole")
 
 
@@ -119,14 +110,14 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_losses(place: Path) -> 
     ]
     steps = []
     for how, file in places:
-        program = start([sys.executable, "-c", KILLER, how, file, *arguments(place)])
+        program = start("-c", KILLER, how, file, *arguments(place))
         _, error = program.communicate()
         assert program.returncode == -signal.SIGKILL, error
         found = checkpoints(place / "out/checkpoints")
         steps.append(load_checkpoint(found[-1]).step if found else 0)  # every checkpoint that shows is whole
         assert not (place / "out/model.safetensors").exists()
     assert steps == [0, 0, 0, 4, 4, 8, 12]
-    program = start([sys.executable, "-m", "llm_study", *arguments(place)])
+    program = start(*LLM_STUDY, *arguments(place))
     assert "goes on after step 12" in program.communicate()[1]
     assert program.returncode == 0
     assert_same(history(place), whole)
@@ -138,12 +129,12 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_losses(place: Path) -> No
     whole = undisturbed(place)
     folder = place / "out/checkpoints"
     for step in (4, 8):
-        program = start([sys.executable, "-m", "llm_study", *arguments(place)])
+        program = start(*LLM_STUDY, *arguments(place))
         while not (folder / f"step-{step:08}").exists() and program.poll() is None:
             time.sleep(0.0005)
         program.send_signal(signal.SIGKILL)
         program.communicate()
-    program = start([sys.executable, "-m", "llm_study", *arguments(place)])
+    program = start(*LLM_STUDY, *arguments(place))
     assert program.communicate()[0].count("\n") == 2
     assert program.returncode == 0
     assert_same(history(place), whole)
@@ -151,11 +142,8 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_losses(place: Path) -> No
 
 def test_several_processes_train_from_the_command_line(place: Path) -> None:
     losses, evaluations, _ = undisturbed(place)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llm_study"]
     (place / "pieces.toml").write_text((place / "run.toml").read_text() + "fsdp = true\n")
-    program = start([*launch, *arguments(place, config=place / "pieces.toml")])
-    out, error = program.communicate()
-    assert program.returncode == 0, error
+    out, _ = run(*torchrun(2), *LLM_STUDY, *arguments(place, config=place / "pieces.toml"))
     assert out.count("bits per byte") == 1  # the first process speaks
     found = history(place)
     assert found[0] == pytest.approx(losses, rel=1e-6)
