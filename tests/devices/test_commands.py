@@ -22,15 +22,12 @@ from llm_study.training.distributed import World
 from llm_study.training.pretrain import PretrainConfig, Pretraining
 from tests.devices.where import DEVICES, assert_near, every_device, moved
 from tests.scripts import LLM_STUDY, run, torchrun
+from tests.training.test_pretrain import SIZES as ONE_LAYER
+from tests.training.test_pretrain import TEXT
 
 DEFAULT = DEVICES[-1]
 """The device that the commands are to take: the GPU where there is one."""
-TEXT = "".join(f"The cat number {i} sat on mat {i * i % 17}, and so did dog {i % 5}.\n" for i in range(100))
-SIZES = {
-    "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "length": 16, "batch_size": 4, "warmup": 2, "learning_rate": 0.01, "eval_every": 4,
-    "eval_windows": 4, "save_every": 4,
-}  # fmt: skip
+SIZES = {**ONE_LAYER, "num_hidden_layers": 2, "batch_size": 4, "eval_every": 4}
 STEPS = 8
 ANSWERS = {"red": "stop", "green": "go", "amber": "wait"}
 
